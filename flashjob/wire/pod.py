@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a flashing pod is told: its environment, its mounts and its assignments. Built in workloads, read in flasher."""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from .base import DeviceId, WireModel
+from .target import Target
+
+ENV_ASSIGNMENTS: Final = "FLASHJOB_ASSIGNMENTS"
+"""JSON: Assignments."""
+ENV_GATEWAY_URL: Final = "FLASHJOB_GATEWAY_URL"
+ENV_TOKEN_FILE: Final = "FLASHJOB_TOKEN_FILE"
+ENV_CA_FILE: Final = "FLASHJOB_CA_FILE"
+"""PEM of the CA that signs the gateway's certificate."""
+ENV_DOCKER_CONFIG: Final = "DOCKER_CONFIG"
+ENV_WORK_DIR: Final = "FLASHJOB_WORK_DIR"
+ENV_TERMINATION_FILE: Final = "FLASHJOB_TERMINATION_FILE"
+ENV_PORT: Final = "UDEV_DEVNODE"
+"""Set by the device plugin of a claimed port Instance: the path of the serial port."""
+
+MOUNT_TOKEN: Final = "/var/run/flashjob/token"
+MOUNT_CA: Final = "/var/run/flashjob/ca"
+MOUNT_DOCKER: Final = "/var/run/flashjob/docker"
+MOUNT_WORK: Final = "/var/run/flashjob/work"
+TERMINATION_FILE: Final = "/dev/termination-log"
+
+ANNOTATION_ASSIGNMENTS: Final = "flashjob.dev/assignments"
+"""On the pod: JSON list of {task, attempt}; what the gateway matches a token's pod against."""
+LABEL_JOB: Final = "flashjob.dev/job"
+LABEL_COMPONENT: Final = "flashjob.dev/component"
+TOKEN_AUDIENCE: Final = "flashjob-gateway"
+VIEWER_SERVICE_ACCOUNT: Final = "flashjob-viewer"
+POD_SERVICE_ACCOUNT: Final = "flashjob-flasher"
+TERMINATION_LIMIT: Final = 4096
+"""Bytes: Kubernetes' limit of a termination message."""
+
+
+class TransportKind(StrEnum):
+    """How a device is reached."""
+
+    SERIAL = "Serial"
+    NETWORK = "Network"
+
+
+class Before(StrEnum):
+    """What the device must prove before the first byte is written."""
+
+    IDENTITY = "Identity"
+    """Chain, nonce and state are right; any application."""
+    KNOWN = "Known"
+    """As Identity, and the running application is an acceptable one."""
+    NONE = "None"
+    """Nothing: virgin or bricked boards on serial; a right of its own."""
+
+
+class Timeouts(WireModel):
+    """Upper bounds of the stages, in seconds."""
+
+    start_seconds: Annotated[
+        int, Field(ge=1, le=86400, description="From creating the pod to its permit, fetching apart.")
+    ] = 300
+    fetch_seconds: Annotated[int, Field(ge=1, le=86400, description="Fetching the layers.")] = 120
+    write_seconds: Annotated[int, Field(ge=1, le=86400, description="From permit to the end of the write.")] = 300
+    boot_seconds: Annotated[int, Field(ge=1, le=86400, description="From reboot to the application answering.")] = 60
+    attest_seconds: Annotated[int, Field(ge=1, le=86400, description="From the application answering to evidence.")] = (
+        30
+    )
+    confirm_seconds: Annotated[
+        int, Field(ge=1, le=86400, description="The device's own deadline before it rolls back.")
+    ] = 300
+    rediscover_seconds: Annotated[
+        int, Field(ge=1, le=86400, description="From confirm to the Instance being back.")
+    ] = 120
+
+
+class Safety(WireModel):
+    """What the job explicitly permits beyond the safe default."""
+
+    allow_downgrade: Annotated[
+        bool, Field(description="Permit a version or release sequence below what the device has.")
+    ] = False
+    allow_security_version_burn: Annotated[
+        bool,
+        Field(description="Permit a secure_version above the device's eFuse counter, which confirming burns for ever."),
+    ] = False
+
+
+class AssignmentRef(WireModel):
+    """Names one attempt of one task; the pod's annotation is a list of these."""
+
+    task: Annotated[str, Field(min_length=1, max_length=253)]
+    attempt: Annotated[int, Field(ge=1, le=100)]
+
+
+class Assignment(WireModel):
+    """One attempt at one device, as told to the pod."""
+
+    task: Annotated[str, Field(min_length=1, max_length=253)]
+    attempt: Annotated[int, Field(ge=1, le=100)]
+    device: DeviceId
+    device_name: Annotated[str, Field(max_length=253)] = ""
+    transport: TransportKind
+    address: Annotated[str | None, Field(max_length=255, description="host:port of a network device.")] = None
+    mac: Annotated[
+        str | None,
+        Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", description="eFuse MAC the serial device must have."),
+    ] = None
+    target: Target
+    before: Before = Before.IDENTITY
+    permitted_before: Annotated[
+        bool,
+        Field(
+            description="An earlier attempt had a permit: attest first, never rewrite a device that proves the target."
+        ),
+    ] = False
+    timeouts: Timeouts = Timeouts()
+    safety: Safety = Safety()
+
+
+class Assignments(WireModel):
+    """The whole work of one pod."""
+
+    namespace: Annotated[str, Field(min_length=1, max_length=63)]
+    job: Annotated[str, Field(min_length=1, max_length=253)]
+    items: Annotated[tuple[Assignment, ...], Field(min_length=1, max_length=64)]
