@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NOR flash memory of a virtual chip.
+
+Rules (as a serial NOR flash chip keeps them; tests name them):
+
+1. Erasing works on whole 4 KiB sectors and sets every bit; an unaligned range is refused, never rounded.
+2. Programming can only clear bits: the new content is ``old AND data``. Writing without erasing is not an
+   error, it is the wrong content, exactly as on hardware.
+3. Nothing outside ``0 <= offset < size`` can be read, programmed or erased.
+4. Every erased and programmed byte is counted, in total and per watched region, so that a test or a person
+   can prove that a slot was written once, or never.
+5. A fault hook may stop an operation before it changes anything (``FlashIOError``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+SECTOR = 4096
+"""Erase unit in bytes."""
+
+Operation = Literal["read", "program", "erase"]
+Hook = Callable[[Operation, int, int], None]
+
+
+class FlashIOError(OSError):
+    """The flash chip did not do what it was told (rule 5)."""
+
+
+@dataclass(slots=True)
+class RegionCounters:
+    """What happened inside one watched region, in bytes, since the last `Flash.reset_counters`."""
+
+    start: int
+    size: int
+    erased: int = 0
+    programmed: int = 0
+    installs: int = 0
+    """How often the region's first byte was programmed: one per image written from its beginning."""
+
+
+@dataclass(slots=True)
+class Flash:
+    """Flash of `size` bytes, all erased (0xFF) at first.
+
+    `hook(operation, offset, length)` is called before each operation and may raise `FlashIOError`.
+    """
+
+    size: int
+    hook: Hook | None = None
+    regions: dict[str, RegionCounters] = field(default_factory=dict)
+    bytes_erased: int = 0
+    bytes_programmed: int = 0
+    _cells: bytearray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.size <= 0 or self.size % SECTOR:
+            raise ValueError(f"flash size {self.size} is not a positive multiple of {SECTOR}")
+        self._cells = bytearray(b"\xff" * self.size)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes at `offset`. Raises ValueError outside the chip (rule 3)."""
+        self._check("read", offset, length)
+        return bytes(self._cells[offset : offset + length])
+
+    def program(self, offset: int, data: bytes) -> None:
+        """Clear bits so that the content becomes ``old AND data`` (rule 2). Raises ValueError (rule 3)."""
+        length = len(data)
+        self._check("program", offset, length)
+        old = self._cells[offset : offset + length]
+        if old.count(0xFF) == length:
+            new = data
+        else:
+            new = (int.from_bytes(old, "little") & int.from_bytes(data, "little")).to_bytes(length, "little")
+        self._cells[offset : offset + length] = new
+        self.bytes_programmed += length
+        for region in self.regions.values():
+            part = _overlap(region, offset, length)
+            region.programmed += part
+            region.installs += bool(part and offset <= region.start)
+
+    def erase(self, offset: int, length: int) -> None:
+        """Erase whole sectors. Raises ValueError for a range that is unaligned or outside (rules 1, 3)."""
+        if offset % SECTOR or length % SECTOR:
+            raise ValueError(f"erase of {length} bytes at {offset:#x} is not aligned to {SECTOR} bytes")
+        self._check("erase", offset, length)
+        self._cells[offset : offset + length] = b"\xff" * length
+        self.bytes_erased += length
+        for region in self.regions.values():
+            region.erased += _overlap(region, offset, length)
+
+    def load(self, offset: int, data: bytes) -> None:
+        """Put `data` there as a factory programmer does: replaces the content, counts nothing."""
+        if offset < 0 or offset + len(data) > self.size:
+            raise ValueError(f"{len(data)} bytes at {offset:#x} do not fit into {self.size} bytes of flash")
+        self._cells[offset : offset + len(data)] = data
+
+    def snapshot(self) -> bytes:
+        """The whole content, uncounted and past the fault hook: for tests and comparisons."""
+        return bytes(self._cells)
+
+    def watch(self, name: str, start: int, size: int) -> None:
+        """Count separately what happens in ``[start, start + size)`` (rule 4), from zero."""
+        self.regions[name] = RegionCounters(start, size)
+
+    def reset_counters(self) -> None:
+        """Begin counting anew."""
+        self.bytes_erased = self.bytes_programmed = 0
+        self.regions = {name: RegionCounters(r.start, r.size) for name, r in self.regions.items()}
+
+    def _check(self, operation: Operation, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"{operation} of {length} bytes at {offset:#x} leaves the {self.size} bytes there are")
+        if self.hook is not None:
+            self.hook(operation, offset, length)
+
+
+def _overlap(region: RegionCounters, offset: int, length: int) -> int:
+    end = min(region.start + region.size, offset + length)
+    return max(0, end - max(region.start, offset))
