@@ -133,6 +133,10 @@ class Code(StrEnum):
     BOOT_SLOT = "boot.slot", "The token and the certificate name different slots."
     SLOT_STATE = "slot.state", "The running slot is not in the expected state."
 
+    GRANT_STRUCTURE = "grant.structure", "A grant does not have the fields, types and lengths of its verb."
+    RELEASE_STRUCTURE = "release.structure", "A release statement does not have the required fields and types."
+    STATEMENT_KEY = "statement.key", "A statement is signed by a key that is not among the accepted ones."
+
     STORE_UNAVAILABLE = "store.unavailable", "A store that must answer did not: nothing is accepted."
     STORE_INVALID = "store.invalid", "A file of the trust directory cannot be used."
 

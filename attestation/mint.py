@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device side of attestation: OpenDICE layers, certificates, EATs and evidence. Pure.
+
+What a bootloader and its application compute, step by step (Open Profile for DICE v2.6; bit-equal with open-dice):
+
+1. ``signing_key(cdi)``: the UDS is the first CDI; every CDI gives one key pair.
+2. ``next_cdi(cdi, layer)``: mixes the measured layer into the secret.
+3. ``certificate(...)``: the previous layer's key certifies the next layer's key and what was measured.
+4. ``eat(...)``: the last layer's key signs claims over the verifier's nonce.
+5. ``evidence(...)``: anchor id, certificates and EAT in one array.
+
+Every step takes and gives plain values, so that a test can spoil exactly one of them. Nothing here wipes secrets: that
+is the bootloader's duty, and Python's ``bytes`` cannot be wiped; callers that model it keep secrets in ``bytearray``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from attestation import cose
+from attestation.cbor import Writable, dumps
+from attestation.keys import Alg, PrivateKey, PublicKey, dice_id, encode_cose
+
+EAT_PROFILE: Final = "tag:flashjob.dev,2026:eat-dice"
+CDI_SIZE: Final = 32
+HIDDEN_SIZE: Final = 64
+KEY_CERT_SIGN: Final = b"\x20"
+DIGITAL_SIGNATURE: Final = b"\x01"
+ASYM_SALT: Final = bytes.fromhex(
+    "63B6A04D2C077FC10F639F21DA793844356CC2B0B441B3A77124035C03F8E1BE"
+    "6035D31F282821A7450A02222AB1B3CFF1679B05AB1CA5D1AFFB789CCD2B0B3B"
+)
+"""Salt of the key derivation (Open Profile for DICE, "Key Derivation Details")."""
+
+ISSUER: Final = 1
+SUBJECT: Final = 2
+CODE_HASH: Final = -4670545
+CODE_DESCRIPTOR: Final = -4670546
+CONFIG_HASH: Final = -4670547
+CONFIG_DESCRIPTOR: Final = -4670548
+AUTHORITY_HASH: Final = -4670549
+AUTHORITY_DESCRIPTOR: Final = -4670550
+MODE: Final = -4670551
+SUBJECT_PUBLIC_KEY: Final = -4670552
+KEY_USAGE: Final = -4670553
+PROFILE_NAME: Final = -4670554
+
+_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_HASH_BY_SIZE: Final = {32: hashlib.sha256, 48: hashlib.sha384, 64: hashlib.sha512}
+
+
+class Mode(IntEnum):
+    """DICE mode of a layer (Open Profile for DICE, "Mode Value Details")."""
+
+    NOT_CONFIGURED = 0
+    NORMAL = 1
+    DEBUG = 2
+    RECOVERY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a layer measures about the next one.
+
+    `code_hash` and `authority_hash` have the same size: 32 (SHA-256), 48 or 64 bytes (SHA-512). With `hash_config` the
+    descriptor is hashed and both go into the certificate; without, it is 64 raw bytes that go in as they are.
+    """
+
+    code_hash: bytes
+    config: bytes
+    authority_hash: bytes
+    mode: int
+    hidden: bytes = bytes(HIDDEN_SIZE)
+    hash_config: bool = True
+    code_descriptor: bytes = b""
+    authority_descriptor: bytes = b""
+    profile_name: str | None = None
+
+    @property
+    def config_hash(self) -> bytes:
+        """Hash of the configuration descriptor, of the same size as the code hash."""
+        return _HASH_BY_SIZE[len(self.code_hash)](self.config).digest()
+
+
+def hkdf(secret: bytes | bytearray, salt: bytes, info: bytes, length: int) -> bytes:
+    """HKDF-SHA512 (RFC 5869), the KDF of every derivation here."""
+    return HKDF(hashes.SHA512(), length, salt, info).derive(bytes(secret))
+
+
+def next_cdi(cdi: bytes | bytearray, layer: Layer) -> bytes:
+    """The attestation CDI (32 bytes) of the layer that was measured as `layer`.
+
+    Input of the hash: code || config (its hash, or the 64 raw bytes) || authority || mode || hidden.
+    """
+    config = layer.config_hash if layer.hash_config else layer.config
+    measured = layer.code_hash + config + layer.authority_hash + bytes([layer.mode]) + layer.hidden
+    return hkdf(cdi, hashlib.sha512(measured).digest(), b"CDI_Attest", CDI_SIZE)
+
+
+def next_sealing_cdi(cdi: bytes | bytearray, layer: Layer) -> bytes:
+    """The sealing CDI: like `next_cdi` without code and configuration, so that an update keeps its data."""
+    sealed = layer.authority_hash + bytes([layer.mode]) + layer.hidden
+    return hkdf(cdi, hashlib.sha512(sealed).digest(), b"CDI_Seal", CDI_SIZE)
+
+
+def signing_key(cdi: bytes | bytearray, alg: Alg) -> PrivateKey:
+    """The key pair of a CDI or UDS, for ES256 or EdDSA. Raises ValueError for another algorithm."""
+    seed = hkdf(cdi, ASYM_SALT, b"Key Pair", 32)
+    if alg is Alg.EDDSA:
+        return ed25519.Ed25519PrivateKey.from_private_bytes(seed)
+    if alg is Alg.ES256:
+        return ec.derive_private_key(_p256_scalar(seed), ec.SECP256R1())
+    raise ValueError(f"no DICE key derivation for {alg.name} here: use ES256 or EdDSA")
+
+
+def _p256_scalar(seed: bytes) -> int:
+    """HMAC_DRBG with SHA-512 over the seed, first candidate below the order (as in RFC 6979 section 3.2)."""
+    value, key = b"\x01" * 64, bytes(64)
+    for step in (b"\x00", b"\x01"):
+        key = hmac.digest(key, value + step + seed, "sha512")
+        value = hmac.digest(key, value, "sha512")
+    while True:
+        value = hmac.digest(key, value, "sha512")
+        candidate = int.from_bytes(value[:32], "big")
+        if 0 < candidate < _P256_ORDER:
+            return candidate
+        key = hmac.digest(key, value + b"\x00", "sha512")
+        value = hmac.digest(key, value, "sha512")
+
+
+def certificate_claims(
+    issuer: PublicKey, subject: PublicKey, layer: Layer, *, key_usage: bytes = KEY_CERT_SIGN
+) -> dict[int, Writable]:
+    """The claims of a CBOR certificate, in the order in which open-dice writes them."""
+    claims: dict[int, Writable] = {
+        ISSUER: dice_id(issuer).hex(),
+        SUBJECT: dice_id(subject).hex(),
+        CODE_HASH: layer.code_hash,
+    }
+    if layer.code_descriptor:
+        claims[CODE_DESCRIPTOR] = layer.code_descriptor
+    claims[CONFIG_DESCRIPTOR] = layer.config
+    if layer.hash_config:
+        claims[CONFIG_HASH] = layer.config_hash
+    claims[AUTHORITY_HASH] = layer.authority_hash
+    if layer.authority_descriptor:
+        claims[AUTHORITY_DESCRIPTOR] = layer.authority_descriptor
+    claims[MODE] = bytes([layer.mode])
+    claims[SUBJECT_PUBLIC_KEY] = encode_cose(subject)
+    claims[KEY_USAGE] = key_usage
+    if layer.profile_name is not None:
+        claims[PROFILE_NAME] = layer.profile_name
+    return claims
+
+
+def sign_certificate(claims: Mapping[int, Writable], issuer_key: PrivateKey) -> bytes:
+    """An untagged COSE_Sign1 over the claims, written in their own order (open-dice does not sort them)."""
+    if len(claims) > 23:
+        raise ValueError(f"{len(claims)} claims: a certificate of this profile has at most 23")
+    payload = bytes([0xA0 | len(claims)]) + b"".join(dumps(k) + dumps(v) for k, v in claims.items())
+    return cose.sign(payload, issuer_key)
+
+
+def certificate(issuer_key: PrivateKey, subject: PublicKey, layer: Layer) -> bytes:
+    """The certificate of the next layer's key, signed by this layer's key."""
+    return sign_certificate(certificate_claims(issuer_key.public_key(), subject, layer), issuer_key)
+
+
+def application_config(
+    *,
+    project_name: str,
+    secure_version: int,
+    partition_table: bytes,
+    boot_id: bytes,
+    slot: int,
+    security_efuses: int,
+) -> bytes:
+    """The configuration descriptor of the application's certificate.
+
+    Args:
+        project_name: from the application descriptor (-70002).
+        secure_version: from the application descriptor (-70005).
+        partition_table: SHA-256 of the partition table (-71001).
+        boot_id: 16 bytes, the grant id of the installation, or zeros (-71002).
+        slot: partition subtype of the running slot: 0x10 + n for ota_n, 0 factory, 0x20 test (-71003).
+        security_efuses: the flags of `device_protocol.Flag` as bits (-71004).
+    """
+    return dumps(
+        {
+            -70002: project_name,
+            -70005: secure_version,
+            -71001: partition_table,
+            -71002: boot_id,
+            -71003: slot,
+            -71004: security_efuses,
+        }
+    )
+
+
+def bootloader_config(*, secure_version: int = 0) -> bytes:
+    """The configuration descriptor of layer 0, the bootloader."""
+    return dumps({-70002: "bootloader", -70005: secure_version})
+
+
+def application_hidden(project_name: str) -> bytes:
+    """The hidden input of the application layer: application B cannot unseal what application A sealed."""
+    return hashlib.sha512(b"fj-app" + project_name.encode()).digest()
+
+
+def eat(claims: Mapping[int, Writable], key: PrivateKey) -> bytes:
+    """An EAT (RFC 9711): an untagged COSE_Sign1 over the claims."""
+    return cose.sign(dumps(claims), key)
+
+
+def evidence(anchor: PublicKey, certificates: Sequence[bytes], token: bytes) -> bytes:
+    """The evidence as it travels: ``[1, anchor id, [+ certificate], EAT]``."""
+    return dumps([1, dice_id(anchor), list(certificates), token])
