@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` do all their own set-up. ARGS go to the command: make demo ARGS="--scenario update"
+SHELL := /bin/sh
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+ARGS ?=
+BENCHES := $(filter-out common,$(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/[a-z]*.py))))
+
+.PHONY: help setup demo test test-all lint unit integration crds requirements bench bench-smoke clean $(addprefix bench-,$(BENCHES))
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup:  ## the virtual environment
+	@sh scripts/setup.sh
+
+demo: setup  ## the whole loop on the embedded default, with its enemies
+	@$(BIN)/flashjob demo $(ARGS)
+
+lint: setup  ## formatter, linter, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup  ## fast tests
+	$(PYTEST) -q -m "not integration and not slow" tests $(ARGS)
+
+integration: setup  ## tests on the real API server, registry and esptool
+	$(PYTEST) -q -m "integration and not slow" tests $(ARGS)
+
+test: lint unit integration  ## everything that must hold before a commit lands
+
+test-all: lint  ## also what takes long
+	$(PYTEST) -q tests $(ARGS)
+
+crds: setup  ## generate crds/ from the models
+	$(BIN)/python -m flashjob.api.crds
+
+requirements: setup  ## pin the dependencies anew
+	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-annotate --upgrade -q -o requirements/dev.txt
+
+$(addprefix bench-,$(BENCHES)): bench-%: setup
+	$(BIN)/python benchmarks/$*.py $(ARGS)
+
+bench: setup  ## all benchmarks
+	@for b in $(BENCHES); do $(BIN)/python benchmarks/$$b.py $(ARGS) || exit 1; done
+
+bench-smoke: setup  ## a minute of each benchmark
+	@for b in $(BENCHES); do $(BIN)/python benchmarks/$$b.py --smoke || exit 1; done
+
+clean:  ## everything that can be made again, the cache of compiled parts apart
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
