@@ -44,7 +44,9 @@ class Lifeline:
     def __enter__(self) -> Lifeline:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -55,6 +57,7 @@ class Program:
         self.name = name
         self.log = log
         self._process = process
+        self._terminating = False
 
     @classmethod
     def start(
@@ -125,16 +128,26 @@ class Program:
             data = self.log.read_bytes()[-_LOG_TAIL_BYTES:]
         except OSError as error:
             return f"(log not readable: {error})"
-        return data.decode(errors="replace").partition("\n")[2] if len(data) == _LOG_TAIL_BYTES else data.decode(errors="replace")
+        return (
+            data.decode(errors="replace").partition("\n")[2]
+            if len(data) == _LOG_TAIL_BYTES
+            else data.decode(errors="replace")
+        )
 
     def send_signal(self, number: int) -> None:
         """Pass a signal to the program; nothing happens if it has ended."""
         if self.exit_code is None:
             self._process.send_signal(number)
 
+    def terminate(self) -> None:
+        """SIGTERM, once (many programs take a second one for impatience), without waiting."""
+        if not self._terminating:
+            self._terminating = True
+            self.send_signal(signal.SIGTERM)
+
     def stop(self, grace_seconds: float) -> int:
         """SIGTERM, wait, then SIGKILL; returns when the program and all it started are gone."""
-        self.send_signal(signal.SIGTERM)
+        self.terminate()
         code = self.wait(grace_seconds)
         if code is None:
             self.send_signal(signal.SIGUSR1)

@@ -46,7 +46,7 @@ def _start(libc: ctypes.CDLL, command: list[str]) -> int:
         signal.set_wakeup_fd(-1)
         for number in (*FORWARDED, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
-        os.execvp(command[0], command)
+        os.execvp(command[0], command)  # noqa: S606
     except OSError as error:
         os.write(2, f"cannot start {command[0]}: {error}\n".encode())
     os._exit(127)

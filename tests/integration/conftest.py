@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One control plane per test run, compiled once; each test brings its own namespace."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flashjob.sandbox import programs
+from flashjob.sandbox.launcher import ControlPlane
+from flashjob.sandbox.toolchain import BuildProgress, build
+
+
+@pytest.fixture(scope="session")
+def control_plane_binary(pytestconfig: pytest.Config) -> Path:
+    """The compiled control plane; the first run on a machine compiles it and says so."""
+    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+
+    def show(progress: BuildProgress) -> None:
+        if reporter is not None and progress.done % 100 == 0:
+            reporter.write_line(f"{progress.program}: {progress.what} {progress.done}/{progress.total}")
+
+    return build(programs.CONTROL_PLANE, os.environ, show)
+
+
+@pytest.fixture(scope="session")
+def control_plane(control_plane_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A running control plane, with an audit log at `state_dir / "audit.log"`."""
+    state_dir = tmp_path_factory.mktemp("control-plane")
+    with ControlPlane.start(state_dir, binary=control_plane_binary, audit_log=state_dir / "audit.log") as plane:
+        yield plane
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> str:
+    """A fresh namespace with its default service account."""
+    name = f"test-{uuid.uuid4().hex[:10]}"
+    control_plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    return name
