@@ -166,7 +166,9 @@ def build_bootloader(chip: str, *, version: int = 1, flash_size: str = "4MB", pa
     return assemble(target, segments, entry=entry, flash_size=flash_size)
 
 
-def default_partitions(*, table_offset: int = DEFAULT_TABLE_OFFSET, flash_size: int = 4 * 1024 * 1024) -> PartitionTable:
+def default_partitions(
+    *, table_offset: int = DEFAULT_TABLE_OFFSET, flash_size: int = 4 * 1024 * 1024
+) -> PartitionTable:
     """Two equal OTA slots behind NVS, OTA data and PHY data.
 
     A 4 MiB flash gets slots of 0x1C0000 bytes and a 0x60000 file system; the table may stand at 0x8000 to 0x18000.

@@ -204,9 +204,7 @@ def _check_ota(rows: tuple[Partition, ...]) -> None:
         raise _bad("There are OTA slots but no otadata partition, so no slot could ever be selected.")
 
 
-def parse_table(
-    data: bytes, *, table_offset: int | None = None, flash_size: int | None = None
-) -> PartitionTable:
+def parse_table(data: bytes, *, table_offset: int | None = None, flash_size: int | None = None) -> PartitionTable:
     """Read and check a partition table (rules 1 to 7).
 
     Args:
