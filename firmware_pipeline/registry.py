@@ -1,0 +1,502 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One repository of an OCI registry: the hardened oras adapter, and the only module that imports oras.
+
+oras-py's `Registry` gives the session, the URLs and the request funnel; everything in it that trusts the other side is
+replaced here or refused. Where requests and credentials may go is decided by `http_rules`, logins by `token_auth`.
+
+Sources: OCI distribution specification 1.1.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from secrets import SystemRandom
+from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import oras.container
+import oras.provider
+import requests
+import requests.adapters
+import urllib3.exceptions
+
+from firmware_pipeline import http_rules, referrers
+from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.http_rules import ClientOptions, origin
+from firmware_pipeline.oci import (
+    MANIFEST_TYPES,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    check_digest,
+    sha256_digest,
+)
+from firmware_pipeline.reference import Reference, check_tag
+from firmware_pipeline.store import (
+    CHUNK_BYTES,
+    Blob,
+    BlobReceiver,
+    Progress,
+    RawManifest,
+    atomic_file,
+    digest_mismatch,
+)
+from firmware_pipeline.token_auth import Authorizer
+
+ACCEPT: Final = ", ".join(MANIFEST_TYPES)
+MAX_ERROR_BYTES: Final = 8192
+MAX_TOKEN_BYTES: Final = 65536
+_BUSY: Final = (429, 500, 502, 503, 504)
+_NO_REFERRERS_API: Final = (400, 404, 405, 501)
+T = TypeVar("T")
+
+
+class Transient(PipelineError):
+    """A failure that may go away by itself; `retry_after` (seconds) if the registry named a time."""
+
+    def __init__(self, reason: Reason, message: str, next_step: str, retry_after: float | None = None) -> None:
+        super().__init__(reason, message, next_step)
+        self.retry_after = retry_after
+
+
+class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
+    """An `ArtifactStore` in a registry. Synchronous; safe to use from several threads.
+
+    Args:
+        reference: names host and repository; tag and digest are not used.
+        options: credentials, trust, limits.
+        push: ask for push rights with the first token.
+        sleep: waits for some seconds between tries.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        options: ClientOptions,
+        *,
+        push: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        verify = str(options.ca_file) if options.ca_file else True
+        super().__init__(hostname=reference.host, insecure=options.plain_http, tls_verify=verify)
+        pool = requests.adapters.HTTPAdapter(pool_maxsize=16)
+        self.session.mount("https://", pool)
+        self.session.mount("http://", pool)
+        self.session.headers.update({"User-Agent": "flashjob", "Accept-Encoding": "identity"})
+        self._options, self._limits, self._sleep = options, options.limits, sleep
+        self._container = oras.container.Container(f"{reference.host}/{reference.path}", registry=reference.host)
+        namespace, _, self._container.repository = reference.path.rpartition("/")
+        self._container.registry, self._container.namespace = reference.host, namespace or None
+        self._name = reference.repository
+        self._base = f"{self.prefix}://{reference.host}"
+        self._actions = "pull,push" if push else "pull"
+        self._authorizer = Authorizer(self._base, reference.path, options, self._fetch_token)
+        self._tag_lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    # ---- reading ---------------------------------------------------------------------------------------
+
+    def get_manifest(self, selector: str, *, max_bytes: int = MAX_MANIFEST_BYTES) -> RawManifest:
+        """See ArtifactStore. The bytes are those that were sent, never re-encoded."""
+        by_digest = selector.startswith("sha256:")
+        (check_digest if by_digest else check_tag)(selector)
+        url = self._url(self._container.manifest_url(selector))
+
+        def fetch() -> RawManifest:
+            with self._once("GET", url, headers={"Accept": ACCEPT}) as response:
+                self._expect(response, f"manifest {selector}")
+                media_type = response.headers.get("Content-Type", "").split(";")[0].strip()
+                if media_type not in MANIFEST_TYPES:
+                    raise PipelineError(
+                        Reason.MediaTypeUnsupported,
+                        f"{self._name} answered {selector} with the type {media_type[:100]!r}, not a manifest.",
+                        "Check that the host is an OCI registry and that no login page stands in between.",
+                    )
+                raw = self._read_all(response, max_bytes)
+                announced = response.headers.get("Docker-Content-Digest", "")
+            actual = sha256_digest(raw)
+            expected = selector if by_digest else announced
+            if expected.startswith("sha256:") and actual != expected:
+                raise digest_mismatch(expected, actual)
+            return RawManifest(raw, media_type, actual)
+
+        return self._patiently(fetch)
+
+    def resolve(self, tag: str) -> str:
+        return self.get_manifest(tag).digest
+
+    def has_blob(self, digest: str, size: int) -> bool:
+        def ask() -> bool:
+            with self._once("HEAD", self._url(self._container.get_blob_url(check_digest(digest)))) as response:
+                if response.status_code == 404:
+                    return False
+                self._expect(response, f"blob {digest}")
+                return _length(response) in (None, size)
+
+        return self._patiently(ask)
+
+    def read_blob(self, descriptor: Descriptor, *, max_bytes: int) -> bytes:
+        if descriptor.size > max_bytes:
+            raise _too_large(f"Content {descriptor.digest}", descriptor.size, max_bytes)
+        sink = BytesIO()
+        self._receive(descriptor, BlobReceiver(descriptor, sink))
+        return sink.getvalue()
+
+    def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
+        with atomic_file(path) as sink:
+            self._receive(descriptor, BlobReceiver(descriptor, sink, progress))
+
+    def _receive(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:
+        """Stream a blob; after an interruption go on where it broke off (Range)."""
+        url = self._url(self._container.get_blob_url(descriptor.digest))
+
+        def fetch() -> None:
+            headers = {"Range": f"bytes={receiver.received}-"} if receiver.received else {}
+            with self._once("GET", url, headers=headers) as response:
+                if receiver.received and not _continues(response, receiver.received):
+                    receiver.restart()
+                    if response.status_code == 416:
+                        raise self._broken("it lost its place in the download")
+                self._expect(response, f"blob {descriptor.digest}")
+                announced = _length(response)
+                if announced is not None and (end := receiver.received + announced) != descriptor.size:
+                    raise receiver.wrong_size("longer" if end > descriptor.size else "shorter")
+                for chunk in self._body(response):
+                    receiver.write(chunk)
+            receiver.finish()
+
+        self._patiently(fetch)
+
+    # ---- writing ---------------------------------------------------------------------------------------
+
+    def put_blob(self, blob: Blob, progress: Progress | None = None) -> None:
+        if self.has_blob(blob.digest, blob.size):
+            if progress:
+                progress(blob.size, blob.size)
+            return
+
+        def upload() -> None:
+            with self._once("POST", self._url(self._container.upload_blob_url()), body=b"") as response:
+                self._expect(response, "upload")
+                location = response.headers.get("Location", "")
+            target = _with_digest(http_rules.check_upload(location, self._base, self._options), blob.digest)
+            body = _Body(blob, progress) if blob.size else b""
+            headers = {"Content-Type": "application/octet-stream"}
+            with self._once("PUT", target, headers=headers, body=body) as response:
+                self._expect(response, f"upload of {blob.digest}")
+                self._expect_digest(response, blob.digest)
+
+        self._patiently(upload)
+
+    def put_manifest(self, raw: bytes, media_type: str, *, tag: str | None = None) -> str:
+        digest = sha256_digest(raw)
+        url = self._url(self._container.manifest_url(check_tag(tag) if tag else digest))
+
+        def put() -> bool:
+            with self._once("PUT", url, headers={"Content-Type": media_type}, body=raw) as response:
+                self._expect(response, f"manifest {tag or digest}")
+                self._expect_digest(response, digest)
+                return "OCI-Subject" in response.headers
+
+        listed = self._patiently(put)
+        if not listed and (entry := referrers.describe(raw, media_type)) is not None:
+            with self._tag_lock:
+                referrers.add_to_fallback_tag(self, *entry)
+        return digest
+
+    # ---- referrers -------------------------------------------------------------------------------------
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """See ArtifactStore: the registry's referrers API, or where it knows nothing the fallback tag."""
+        url = self._url(f"{self.hostname}/v2/{self._container.api_prefix}/referrers/{check_digest(digest)}")
+
+        def fetch() -> bytes | None:
+            with self._once("GET", url, headers={"Accept": MANIFEST_TYPES[0]}) as response:
+                if response.status_code in _NO_REFERRERS_API:
+                    return None
+                self._expect(response, f"referrers of {digest}")
+                return self._read_all(response, MAX_MANIFEST_BYTES)
+
+        raw = self._patiently(fetch)
+        found = referrers.parse_list(raw, digest) if raw is not None else []
+        return found or referrers.read_fallback_tag(self, digest)
+
+    # ---- one request -----------------------------------------------------------------------------------
+
+    def do_request(
+        self,
+        url: str,
+        method: str = "GET",
+        data: Any = None,
+        headers: dict[str, str] | None = None,
+        json: Any = None,
+        stream: bool = False,
+    ) -> requests.Response:
+        """oras' request funnel, under the rules of this adapter; the body is always streamed."""
+        if json is not None:
+            raise TypeError("send bytes: a re-encoded document has another digest")
+        return self._once(method, url, headers=headers, body=data)
+
+    def _url(self, address: str) -> str:
+        return f"{self.prefix}://{address}"
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        """Run, and run again after a Transient failure, within the limits."""
+        waited, attempt = 0.0, 1
+        while True:
+            try:
+                return operation()
+            except Transient as error:
+                pause = error.retry_after
+                if pause is None:
+                    pause = self._limits.first_pause_seconds * 2 ** (attempt - 1) * SystemRandom().uniform(0.5, 1)
+                if attempt >= self._limits.attempts or waited + pause > self._limits.wait_seconds:
+                    raise
+            self._sleep(pause)
+            waited += pause
+            attempt += 1
+
+    def _once(
+        self, method: str, url: str, *, headers: dict[str, str] | None = None, body: Any = None
+    ) -> requests.Response:
+        """One request, logged in where the registry asks for it. 401, 403, 429 and 5xx are raised."""
+        ours = origin(url) == origin(self._base)
+        used = self._authorizer.header(self._actions) if ours else None
+        response = self._follow(method, url, headers, body, used)
+        if response.status_code == 401 and ours and origin(response.url) == origin(self._base):
+            challenge = response.headers.get("WWW-Authenticate", "")
+            response.close()
+            used = self._authorizer.answer(challenge, self._actions, used)
+            response = self._follow(method, url, headers, body, used)
+        if response.status_code in (401, 403, *_BUSY):
+            with response:
+                raise self._failure(response, f"{method} {urlsplit(url).path}")
+        return response
+
+    def _follow(
+        self, method: str, url: str, headers: dict[str, str] | None, body: Any, authorization: str | None
+    ) -> requests.Response:
+        for hops in range(http_rules.MAX_REDIRECTS + 2):
+            ours = origin(url) == origin(self._base)
+            response = self._send(method, url, headers, body, authorization if ours else None)
+            if response.status_code not in (301, 302, 303, 307, 308):
+                return response
+            location = response.headers.get("Location", "")
+            response.close()
+            url = http_rules.check_redirect(method, url, location, hops, self._options)
+        raise AssertionError("check_redirect ends every chain")
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str] | None,
+        body: Any,
+        authorization: str | None,
+        params: dict[str, str] | None = None,
+    ) -> requests.Response:
+        host = origin(url)[1]
+        try:
+            return self.session.request(  # type: ignore[no-any-return]
+                method,
+                url,
+                params=params,
+                data=body,
+                headers=headers,
+                auth=_Authorization(authorization),
+                stream=True,
+                allow_redirects=False,
+                verify=self._tls_verify,
+                timeout=(self._limits.connect_seconds, self._limits.read_seconds),
+            )
+        except requests.exceptions.SSLError as error:
+            raise PipelineError(
+                Reason.RegistryUnreachable,
+                f"No trustworthy TLS connection to {host}: {_cause(error)}.",
+                "Name the certificate authority (--ca-file); a registry without TLS needs --plain-http.",
+            ) from error
+        except requests.exceptions.Timeout as error:
+            raise self._slow() from error
+        except (requests.exceptions.ConnectionError, urllib3.exceptions.HTTPError) as error:
+            raise self._broken(_cause(error)) from error
+        except (requests.exceptions.RequestException, ValueError) as error:
+            raise PipelineError(
+                Reason.RegistryProtocol,
+                f"No valid request to {host} can be made: {_cause(error)}.",
+                "Check the reference and the registry's external URL.",
+            ) from error
+
+    def _fetch_token(self, method: str, realm: str, values: dict[str, str], authorization: str | None) -> bytes:
+        asked: dict[str, Any] = {"params": values} if method == "GET" else {}
+        body = None if method == "GET" else urlencode(values)
+        headers = {} if method == "GET" else {"Content-Type": "application/x-www-form-urlencoded"}
+        with self._send(method, realm, headers, body, authorization, **asked) as response:
+            if response.status_code in _BUSY:
+                raise self._failure(response, "token request")
+            if response.status_code != 200:
+                detail = self._detail(response)
+                raise self._authorizer.refused(
+                    f"the token service {origin(realm)[1]} answered {response.status_code}{detail}"
+                )
+            return self._read_all(response, MAX_TOKEN_BYTES)
+
+    # ---- bodies and answers ----------------------------------------------------------------------------
+
+    def _body(self, response: requests.Response) -> Iterator[bytes]:
+        """The body in pieces as they come; gives up on a body that only trickles."""
+        started, received = time.monotonic(), 0
+        with self._reading():
+            while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
+                yield chunk
+                received += len(chunk)
+                elapsed = time.monotonic() - started
+                if elapsed > self._limits.read_seconds and received < elapsed * self._limits.floor_bytes_per_second:
+                    raise self._slow()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except urllib3.exceptions.TimeoutError as error:
+            raise self._slow() from error
+        except urllib3.exceptions.HTTPError as error:
+            raise self._broken(_cause(error)) from error
+
+    def _read_all(self, response: requests.Response, limit: int) -> bytes:
+        body = bytearray()
+        for chunk in self._body(response):
+            body += chunk
+            if len(body) > limit:
+                raise _too_large(f"The answer of {self._name}", len(body), limit)
+        return bytes(body)
+
+    def _expect(self, response: requests.Response, what: str) -> None:
+        """Any 2xx will do: registries differ in which."""
+        if not 200 <= response.status_code < 300:
+            raise self._failure(response, what)
+
+    def _expect_digest(self, response: requests.Response, digest: str) -> None:
+        stored = response.headers.get("Docker-Content-Digest", digest)
+        if stored.startswith("sha256:") and stored != digest:
+            raise digest_mismatch(digest, stored)
+
+    def _failure(self, response: requests.Response, what: str) -> PipelineError:
+        status, detail = response.status_code, self._detail(response)
+        said = f"{self._name}: {what}: the registry answered {status}{detail}."
+        if status == 401:
+            return self._authorizer.refused(f"it answered 401 to the login{detail}")
+        if status == 403:
+            step = "Ask for the right to " + ("push to" if "push" in self._actions else "pull from") + " it."
+            return PipelineError(Reason.RegistryForbidden, said, step)
+        if status == 404:
+            step = "Check repository, tag and digest; `firmware-pipeline push` prints the reference."
+            return PipelineError(Reason.ReferenceNotFound, said, step)
+        pause = http_rules.retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+        if status == 429 or (status == 503 and pause is not None):
+            asks = f" It asks to wait {pause:.0f} s." if pause is not None else ""
+            return Transient(Reason.RegistryBusy, said + asks, "Try again later.", pause)
+        if status in _BUSY:
+            return Transient(Reason.RegistryUnreachable, said, "Try again; the registry's log says what is wrong.")
+        return PipelineError(Reason.RegistryProtocol, said, "Check that the host is an OCI registry.")
+
+    def _detail(self, response: requests.Response) -> str:
+        """The registry's own words, cut and cleaned for a terminal."""
+        try:
+            errors = json.loads(self._read_all(response, MAX_ERROR_BYTES))["errors"]
+            words = f"{errors[0].get('code', '')} {errors[0].get('message', '')}".strip()
+        except (PipelineError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return ""
+        return f" ({''.join(c for c in words[:200] if c.isprintable())})" if words else ""
+
+    def _slow(self) -> Transient:
+        return Transient(
+            Reason.RegistryTimeout,
+            f"{self._name}: the registry did not answer, or sent too little, within {self._limits.read_seconds:g} s.",
+            "Check the network and the registry, then try again.",
+        )
+
+    def _broken(self, cause: str) -> Transient:
+        return Transient(
+            Reason.RegistryUnreachable,
+            f"{self._name}: no connection, or it broke: {cause}.",
+            "Check the host name, the network and that the registry runs, then try again.",
+        )
+
+    # ---- what stock oras does without checking ---------------------------------------------------------
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise TypeError("this part of oras checks nothing; use the ArtifactStore methods")
+
+    push = pull = login = logout = delete_tag = delete_tags = upload_blob = get_blob = download_blob = _refuse
+    put_upload = chunked_upload = upload_manifest = blob_exists = _refuse
+    _put_upload = _chunked_upload = _upload_manifest = _upload_blob = _download_blob = _get_location = _refuse
+
+
+class _Authorization(requests.auth.AuthBase):
+    """Exactly this Authorization header, or none: never one from ~/.netrc or the URL."""
+
+    def __init__(self, value: str | None) -> None:
+        self._value = value
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.pop("Authorization", None)
+        if self._value:
+            request.headers["Authorization"] = self._value
+        return request
+
+
+class _Body:
+    """A request body of known length that can be sent again from its start."""
+
+    def __init__(self, blob: Blob, progress: Progress | None) -> None:
+        self._blob, self._progress = blob, progress
+
+    def __len__(self) -> int:
+        return self._blob.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        done = 0
+        for chunk in self._blob.chunks():
+            yield chunk
+            done += len(chunk)
+            if self._progress:
+                self._progress(done, self._blob.size)
+
+
+def _length(response: requests.Response) -> int | None:
+    value = response.headers.get("Content-Length", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else None
+
+
+def _continues(response: requests.Response, received: int) -> bool:
+    content_range = response.headers.get("Content-Range", "")
+    return response.status_code == 206 and content_range.startswith(f"bytes {received}-")
+
+
+def _with_digest(url: str, digest: str) -> str:
+    """The upload URL with `digest` added; what the registry put into the query stays."""
+    parts = urlsplit(url)
+    query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), ("digest", digest)])
+    return urlunsplit(parts._replace(query=query))
+
+
+def _too_large(what: str, size: int, limit: int) -> PipelineError:
+    return PipelineError(
+        Reason.TooLarge,
+        f"{what} has at least {size} bytes, {limit} are allowed here.",
+        "Check that the reference names a firmware artifact.",
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause's words, without URLs or headers."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__} {error}"[:200].strip()
