@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the esptool program on one port and talks to it in JSON lines; see flasher/esptool_worker for its rules."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from types import TracebackType
+from typing import Self
+
+from pydantic import ValidationError
+
+from flashjob.errors import FlashJobError
+from flashjob.flasher.transports.base import Progress, problem
+from flashjob.wire.esptool_lines import (
+    EVENTS,
+    ChipEvent,
+    DataEvent,
+    DoneEvent,
+    ErrorEvent,
+    Job,
+    ProgressEvent,
+    Region,
+)
+from flashjob.wire.reasons import Reason, known
+
+_LINE_LIMIT = 4 * 1024 * 1024
+_EXIT_SECONDS = 2.0
+
+
+class Esptool:
+    """The program, and through it the port, from `async with` to its end.
+
+    Leaving the block with an exception, or being cancelled, kills the program at once; it then writes nothing more.
+
+    Args:
+        port: device node, link or pyserial URL.
+        baud: line rate of the transfer, in baud.
+        chip: IDF target that must be found; empty: any.
+        stub: use the RAM stub where the chip allows it.
+    """
+
+    def __init__(self, port: str, *, baud: int = 460_800, chip: str = "", stub: bool = True) -> None:
+        self._port, self._baud, self._chip, self._stub = port, baud, chip, stub
+        self._process: asyncio.subprocess.Process | None = None
+        self.bytes_written = 0
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "flashjob.flasher.esptool_worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close(kill=error is not None)
+
+    async def probe(self, *regions: Region) -> tuple[ChipEvent, dict[int, bytes]]:
+        """Identify the chip and read `regions`; returns (chip, offset -> bytes)."""
+        chip, data = await self._run("probe", regions=regions)
+        if chip is None:
+            raise problem(Reason.INTERNAL_ERROR, "the esptool program named no chip")
+        return chip, data
+
+    async def read(self, *regions: Region) -> dict[int, bytes]:
+        """Read `regions`: offset -> bytes."""
+        return (await self._run("read", regions=regions))[1]
+
+    async def write(self, regions: list[Region], erase: list[Region], progress: Progress) -> None:
+        """Erase, then write and verify `regions` in their order. `bytes_written` grows also when this fails."""
+        await self._run("write", regions=tuple(regions), erase=tuple(erase), progress=progress)
+
+    async def reset(self) -> None:
+        """Start the application."""
+        await self._run("reset")
+
+    async def close(self, *, kill: bool = False) -> None:
+        """End the program, which releases the port. Closing twice is harmless."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if not kill and process.stdin is not None:
+            process.stdin.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXIT_SECONDS):
+                    await process.wait()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+
+    async def _run(
+        self,
+        verb: str,
+        *,
+        regions: tuple[Region, ...] = (),
+        erase: tuple[Region, ...] = (),
+        progress: Progress | None = None,
+    ) -> tuple[ChipEvent | None, dict[int, bytes]]:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise problem(Reason.INTERNAL_ERROR, "the esptool program is not running")
+        job = Job.model_validate(
+            {
+                "verb": verb,
+                "port": self._port,
+                "chip": self._chip,
+                "baud": self._baud,
+                "stub": self._stub,
+                "regions": regions,
+                "erase": erase,
+            }
+        )
+        with contextlib.suppress(ConnectionError):  # an ended program shows below, by its missing answer
+            process.stdin.write(job.model_dump_json(by_alias=True).encode() + b"\n")
+            await process.stdin.drain()
+        chip: ChipEvent | None = None
+        data: dict[int, bytes] = {}
+        while line := await process.stdout.readline():
+            event = _parse(line)
+            if isinstance(event, ProgressEvent) and progress is not None and event.region == 0:
+                progress(event.done, event.total)
+            elif isinstance(event, ChipEvent):
+                chip = event
+            elif isinstance(event, DataEvent):
+                data[event.offset] = event.data
+            elif isinstance(event, DoneEvent):
+                self.bytes_written += event.bytes_written
+                return chip, data
+            elif isinstance(event, ErrorEvent):
+                self.bytes_written += event.bytes_written
+                reason = known(event.kind)
+                raise FlashJobError(event.kind, event.message, reason.next_step if reason else "see the pod's log")
+        raise problem(Reason.TRANSPORT_LOST, f"the esptool program ended in the middle of {verb} on {self._port}")
+
+
+def _parse(line: bytes) -> object:
+    try:
+        return EVENTS.validate_json(line)
+    except ValidationError as error:
+        raise problem(Reason.INTERNAL_ERROR, f"the esptool program wrote an unknown line: {line[:200]!r}") from error

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which slot an update over serial writes, and the bytes that select it. Pure.
+
+Rules (tests name them):
+
+1. The slot written is never the one that runs: if the application names its slot, that one is spared; else the one
+   that the bootloader would choose by otadata (none chosen: the factory application, else ota_0).
+2. Of the other OTA slots the next one in order is taken. No such slot, or no otadata: nothing can be written
+   (NoUpdateSlot).
+3. Bytes of the last 64 KiB page behind the image are erased, as far as the slot reaches: they would be mapped but not
+   measured.
+4. The record that selects the slot is the last thing written; it goes into the otadata sector that does not hold the
+   current choice, has state NEW, and its label carries the boot id.
+5. Bootloader, partition table and all other partitions are never in a plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from firmware_pipeline.esp import otadata
+from firmware_pipeline.esp.chips import FLASH_SECTOR, MMU_PAGE
+from firmware_pipeline.esp.otadata import SlotState
+from firmware_pipeline.esp.partitions import SUBTYPE_OTA_0, Partition, PartitionTable
+from flashjob.errors import FlashJobError
+from flashjob.wire.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """Where an image goes, and what is needed to select it afterwards."""
+
+    index: int
+    slot: Partition
+    n_slots: int
+    otadata: Partition
+    otadata_bytes: bytes
+    """The 0x2000 bytes as read."""
+
+    def tail(self, image_size: int) -> tuple[int, int]:
+        """(offset, size) in bytes of what is erased behind an image of that size (rule 3); size 0: nothing."""
+        start = _up(image_size, FLASH_SECTOR)
+        end = min(_up(image_size, MMU_PAGE), self.slot.size)
+        return self.slot.offset + start, max(0, end - start)
+
+    def selection(self, boot_id: bytes) -> tuple[int, bytes]:
+        """(offset, 4096 bytes) of the otadata sector that makes this slot boot next (rule 4)."""
+        sector, record = otadata.select_record(
+            self.otadata_bytes, self.index, self.n_slots, boot_id=boot_id, state=SlotState.NEW
+        )
+        return self.otadata.offset + sector * FLASH_SECTOR, record.ljust(FLASH_SECTOR, b"\xff")
+
+
+def choose(table: PartitionTable, otadata_bytes: bytes, running_subtype: int | None = None) -> SlotPlan:
+    """Decide by rules 1 and 2.
+
+    Args:
+        table: as read from the device.
+        otadata_bytes: the 0x2000 bytes as read; any bytes if the table has no otadata.
+        running_subtype: partition subtype of the running application as it names it; None: unknown.
+
+    Raises:
+        FlashJobError: NoUpdateSlot.
+    """
+    slots, place = table.ota_slots, table.otadata
+    if not slots or place is None:
+        raise _none("the partition table has no OTA slots with otadata")
+    if running_subtype is None:
+        current = otadata.select(otadata_bytes, len(slots))
+        running = current.slot if current else (None if table.factory else 0)
+    else:
+        running = next((i for i in range(len(slots)) if running_subtype == SUBTYPE_OTA_0 + i), None)
+    index = 0 if running is None else (running + 1) % len(slots)
+    if index == running:
+        raise _none("the partition table has one OTA slot, and it runs")
+    return SlotPlan(index, slots[index], len(slots), place, otadata_bytes)
+
+
+def _none(message: str) -> FlashJobError:
+    return FlashJobError(Reason.NO_UPDATE_SLOT.value, message, Reason.NO_UPDATE_SLOT.next_step)
+
+
+def _up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every way to a device offers to a flashing attempt. Errors are `FlashJobError` with a wire reason."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+from attestation.device_protocol import DeviceError, Info, Verb
+from firmware_pipeline.hardware import HardwareFacts
+from flashjob.errors import FlashJobError
+from flashjob.wire.gateway import PermitReply
+from flashjob.wire.reasons import Reason
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) in bytes of the wire."""
+
+Locate = Callable[[], Awaitable[str | None]]
+"""Asks where the device is now; None: where it was."""
+
+
+class PermitSpent(FlashJobError):
+    """The device reset in mid-upload and forgot the grant: a new one of the same attempt is needed."""
+
+
+class Transport(Protocol):
+    """One device. `probe` comes before `write`, `write` before `reboot`; `close` may come at any time."""
+
+    @property
+    def kind(self) -> Literal["serial", "network"]:
+        """What rules of compatibility apply."""
+        ...
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of flash that this object wrote or asked the device to write; counts failed writes too."""
+        ...
+
+    async def info(self, seconds: float) -> Info:
+        """What the running application says of itself, waiting for it at most `seconds`."""
+        ...
+
+    async def evidence(self, nonce: bytes) -> bytes:
+        """Evidence of the running application over a 32-byte nonce."""
+        ...
+
+    async def device_nonce(self, verb: Verb) -> bytes:
+        """The device's own 16-byte nonce for a grant of this verb."""
+        ...
+
+    async def confirm(self, grant: bytes) -> bytes:
+        """Hand over a confirm grant; evidence over its second nonce."""
+        ...
+
+    async def install_nonce(self) -> bytes | None:
+        """The device nonce that an install grant must carry; None where no grant is sent."""
+        ...
+
+    async def probe(self, partition_table_offset: int) -> HardwareFacts:
+        """Read what the hardware is. Serial: the chip leaves its application for the loader."""
+        ...
+
+    async def write(self, image: bytes, permit: PermitReply, progress: Progress) -> None:
+        """Write the inactive slot, verify it, and select it with the permit's grant id as boot id.
+
+        Raises:
+            PermitSpent: ask for a permit again, then call this again.
+        """
+        ...
+
+    async def reboot(self, seconds: float, locate: Locate) -> Info:
+        """Start the new image and wait at most `seconds` for its application to answer."""
+        ...
+
+    async def abandon(self) -> None:
+        """Nothing is to be written: let the application run again."""
+        ...
+
+    async def close(self) -> None:
+        """Release port or connection; ends a write at once."""
+        ...
+
+
+_REASONS = {
+    "PortBusy": Reason.PORT_BUSY,
+    "Refused": Reason.DEVICE_REFUSED,
+    "ConnectionLost": Reason.TRANSPORT_LOST,
+}
+
+
+def failure(error: DeviceError, silent: Reason) -> FlashJobError:
+    """The attempt's error for a device's; `silent` is the reason for a device that does not answer."""
+    reason = _REASONS.get(error.reason, silent)
+    return FlashJobError(reason.value, error.message, reason.next_step)
+
+
+def problem(reason: Reason, message: str) -> FlashJobError:
+    """An error with the reason's own next step."""
+    return FlashJobError(reason.value, message, reason.next_step)

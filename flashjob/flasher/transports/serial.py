@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device on a serial port: esptool's program writes it, its own application answers between the lines of its log.
+
+Rules (tests name them):
+
+1. Port and lock are held by one of two at a time: the esptool program (from `probe` to `reboot` or `abandon`), or the
+   application's client. Nothing else opens the port in between.
+2. What is written is a `slots.SlotPlan` and nothing else; its selecting record comes last, after the image is verified.
+3. A write that outlasts the permit ends with the program killed (WriteTimeout).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Literal
+
+from attestation.device_protocol import DeviceError, Info, Verb
+from attestation.device_serial import SerialDevice
+from attestation.serial_port import open_port
+from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.esp import chips, partitions
+from firmware_pipeline.esp.otadata import OTADATA_SIZE, blank_otadata
+from firmware_pipeline.hardware import HardwareFacts
+from firmware_pipeline.plan import PartitionEntry
+from flashjob.flasher import slots
+from flashjob.flasher.esptool import Esptool
+from flashjob.flasher.transports.base import Locate, Progress, failure, problem
+from flashjob.wire.esptool_lines import Region
+from flashjob.wire.gateway import PermitReply
+from flashjob.wire.reasons import Reason
+
+_WAKE_SECONDS = 0.5
+"""How soon a request is repeated while an application starts."""
+
+
+class SerialTransport:
+    """One device on one port.
+
+    Args:
+        port: device node, or a link to it.
+        work_dir: an existing directory for the image while it is written.
+        baud: line rate of the transfer.
+        stub: let esptool use its RAM stub.
+    """
+
+    kind: Literal["serial", "network"] = "serial"
+
+    def __init__(self, port: str, work_dir: Path, *, baud: int = 460_800, stub: bool = True) -> None:
+        self._port, self._work_dir, self._baud, self._stub = port, work_dir, baud, stub
+        self._tool: Esptool | None = None
+        self._device: SerialDevice | None = None
+        self._plan: slots.SlotPlan | None = None
+        self._info: Info | None = None
+        self._written_before = 0
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of flash written in this attempt."""
+        return self._written_before + (self._tool.bytes_written if self._tool else 0)
+
+    async def info(self, seconds: float) -> Info:
+        """Ask the application, again and again until it answers. Raises PortSilent, PortBusy, TransportLost."""
+        try:
+            async with asyncio.timeout(seconds):
+                self._info = await self._wake()
+        except TimeoutError as error:
+            await self._stop_application_client()
+            message = f"the application on {self._port} did not answer within {seconds:g} s"
+            raise problem(Reason.PORT_SILENT, message) from error
+        return self._info
+
+    async def _wake(self) -> Info:
+        await self._stop_application_client()
+        try:
+            stream = await open_port(self._port)
+            waking = SerialDevice(stream, repeat_seconds=_WAKE_SECONDS)
+            self._device = waking
+            while True:
+                try:
+                    info = await waking.info()
+                    break
+                except DeviceError as error:
+                    if error.reason != "Timeout":
+                        raise
+            self._device = SerialDevice(stream)
+            return info
+        except DeviceError as error:
+            raise failure(error, Reason.PORT_NOT_FOUND) from error
+
+    async def evidence(self, nonce: bytes) -> bytes:
+        """Evidence of the running application over a 32-byte nonce."""
+        device = await self._application()
+        try:
+            return await device.attest(nonce)
+        except DeviceError as error:
+            raise failure(error, Reason.PORT_SILENT) from error
+
+    async def device_nonce(self, verb: Verb) -> bytes:
+        """The device's own nonce for a grant."""
+        device = await self._application()
+        try:
+            return (await device.nonce(verb)).value
+        except DeviceError as error:
+            raise failure(error, Reason.PORT_SILENT) from error
+
+    async def confirm(self, grant: bytes) -> bytes:
+        """Hand over a confirm grant; evidence over its second nonce."""
+        device = await self._application()
+        try:
+            return await device.grant(grant)
+        except DeviceError as error:
+            raise failure(error, Reason.CONFIRM_TIMEOUT) from error
+
+    async def install_nonce(self) -> bytes | None:
+        """Over serial no install grant is sent."""
+        return None
+
+    async def probe(self, partition_table_offset: int) -> HardwareFacts:
+        """Chip, flash, security, partition table and otadata, through the loader; the port stays held.
+
+        Raises:
+            FlashJobError: PortNotFound, PortBusy, PortSilent, TransportLost, NoUpdateSlot.
+        """
+        await self._stop_application_client()
+        tool = self._tool = await Esptool(self._port, baud=self._baud, stub=self._stub).__aenter__()
+        chip, _ = await tool.probe()
+        facts = {
+            "target": chip.chip,
+            "chip_id": chips.by_target(chip.chip).chip_id,
+            "revision": None if chip.secure_download else chip.revision,
+            "flash_size": chip.flash_size or None,
+            "mac": chip.mac or None,
+            "secure_boot": chip.secure_boot,
+            "flash_encryption": "release" if chip.flash_encryption else "off",
+            "secure_download": chip.secure_download,
+        }
+        if self._info is not None:
+            facts |= _claims(self._info)
+        if not chip.secure_download:
+            facts |= await self._layout(tool, partition_table_offset)
+        return HardwareFacts.model_validate(facts)
+
+    async def _layout(self, tool: Esptool, offset: int) -> dict[str, object]:
+        raw = (await tool.read(Region(offset=offset, size=partitions.TABLE_SIZE)))[offset]
+        try:
+            table = partitions.parse_table(raw, table_offset=offset)
+        except PipelineError as error:
+            raise problem(Reason.PARTITION_MISMATCH, f"at {offset:#x}: {error.message}") from error
+        record, data = table.otadata, blank_otadata()
+        if record is not None:
+            data = (await tool.read(Region(offset=record.offset, size=OTADATA_SIZE)))[record.offset]
+        self._plan = slots.choose(table, data, self._info.running_slot if self._info else None)
+        return {
+            "partition_table_offset": offset,
+            "partition_table_sha256": partitions.table_sha256(raw).hex(),
+            "partitions": tuple(PartitionEntry.of(row) for row in table.partitions),
+            "target_slot": self._plan.index,
+            "target_slot_size": self._plan.slot.size,
+        }
+
+    async def write(self, image: bytes, permit: PermitReply, progress: Progress) -> None:
+        """Write and verify the inactive slot, then select it (rules 2 and 3)."""
+        tool, plan = self._tool, self._plan
+        if tool is None or plan is None or permit.grant_id is None:
+            raise problem(Reason.INTERNAL_ERROR, "a write needs a probed chip and a permit with a grant id")
+        offset, record = plan.selection(bytes.fromhex(permit.grant_id))
+        files = [(plan.slot.offset, image, "image"), (offset, record, "otadata")]
+        regions = []
+        for at, data, name in files:
+            file = self._work_dir / f"{Path(self._port).name}-{name}.bin"
+            await asyncio.to_thread(file.write_bytes, data)
+            regions.append(Region(offset=at, file=str(file)))
+        tail, size = plan.tail(len(image))
+        erase = [Region(offset=tail, size=size)] if size else []
+        try:
+            async with asyncio.timeout(permit.write_seconds):
+                await tool.write(regions, erase, progress)
+        except TimeoutError as error:
+            await self._end_tool(kill=True)
+            raise problem(Reason.WRITE_TIMEOUT, f"not written after {permit.write_seconds} s") from error
+
+    async def reboot(self, seconds: float, locate: Locate) -> Info:
+        """Start the application; it must answer within `seconds`."""
+        started = time.monotonic()
+        await self.abandon()
+        return await self.info(max(0.1, seconds - (time.monotonic() - started)))
+
+    async def abandon(self) -> None:
+        """Leave the loader, release the port."""
+        if self._tool is not None:
+            await self._tool.reset()
+            await self._end_tool()
+
+    async def close(self) -> None:
+        """Kill a running write, release the port."""
+        await self._end_tool(kill=True)
+        await self._stop_application_client()
+
+    async def _end_tool(self, *, kill: bool = False) -> None:
+        tool, self._tool = self._tool, None
+        if tool is not None:
+            self._written_before += tool.bytes_written
+            await tool.close(kill=kill)
+
+    async def _application(self) -> SerialDevice:
+        if self._device is None:
+            await self.info(_WAKE_SECONDS * 8)
+        if self._device is None:
+            raise problem(Reason.INTERNAL_ERROR, "the port is not open")
+        return self._device
+
+    async def _stop_application_client(self) -> None:
+        device, self._device = self._device, None
+        if device is not None:
+            await device.close()
+
+
+def _claims(info: Info) -> dict[str, object]:
+    """What the application said before it was stopped: facts that the loader does not show."""
+    return {
+        "efuse_secure_version": info.efuse_secure_version,
+        "app_name": info.name or None,
+        "app_version": info.version or None,
+        "app_secure_version": info.secure_version,
+    }
