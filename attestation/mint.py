@@ -26,11 +26,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from attestation import cose
+from attestation import cose, dice_cbor
+from attestation import eat as eat_profile
 from attestation.cbor import Writable, dumps
 from attestation.keys import Alg, PrivateKey, PublicKey, dice_id, encode_cose
+from attestation.statement import Digest
 
-EAT_PROFILE: Final = "tag:flashjob.dev,2026:eat-dice"
 CDI_SIZE: Final = 32
 HIDDEN_SIZE: Final = 64
 KEY_CERT_SIGN: Final = b"\x20"
@@ -40,19 +41,6 @@ ASYM_SALT: Final = bytes.fromhex(
     "6035D31F282821A7450A02222AB1B3CFF1679B05AB1CA5D1AFFB789CCD2B0B3B"
 )
 """Salt of the key derivation (Open Profile for DICE, "Key Derivation Details")."""
-
-ISSUER: Final = 1
-SUBJECT: Final = 2
-CODE_HASH: Final = -4670545
-CODE_DESCRIPTOR: Final = -4670546
-CONFIG_HASH: Final = -4670547
-CONFIG_DESCRIPTOR: Final = -4670548
-AUTHORITY_HASH: Final = -4670549
-AUTHORITY_DESCRIPTOR: Final = -4670550
-MODE: Final = -4670551
-SUBJECT_PUBLIC_KEY: Final = -4670552
-KEY_USAGE: Final = -4670553
-PROFILE_NAME: Final = -4670554
 
 _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _HASH_BY_SIZE: Final = {32: hashlib.sha256, 48: hashlib.sha384, 64: hashlib.sha512}
@@ -142,23 +130,23 @@ def certificate_claims(
 ) -> dict[int, Writable]:
     """The claims of a CBOR certificate, in the order in which open-dice writes them."""
     claims: dict[int, Writable] = {
-        ISSUER: dice_id(issuer).hex(),
-        SUBJECT: dice_id(subject).hex(),
-        CODE_HASH: layer.code_hash,
+        dice_cbor.ISSUER: dice_id(issuer).hex(),
+        dice_cbor.SUBJECT: dice_id(subject).hex(),
+        dice_cbor.CODE_HASH: layer.code_hash,
     }
     if layer.code_descriptor:
-        claims[CODE_DESCRIPTOR] = layer.code_descriptor
-    claims[CONFIG_DESCRIPTOR] = layer.config
+        claims[dice_cbor.CODE_DESCRIPTOR] = layer.code_descriptor
+    claims[dice_cbor.CONFIGURATION_DESCRIPTOR] = layer.config
     if layer.hash_config:
-        claims[CONFIG_HASH] = layer.config_hash
-    claims[AUTHORITY_HASH] = layer.authority_hash
+        claims[dice_cbor.CONFIGURATION_HASH] = layer.config_hash
+    claims[dice_cbor.AUTHORITY_HASH] = layer.authority_hash
     if layer.authority_descriptor:
-        claims[AUTHORITY_DESCRIPTOR] = layer.authority_descriptor
-    claims[MODE] = bytes([layer.mode])
-    claims[SUBJECT_PUBLIC_KEY] = encode_cose(subject)
-    claims[KEY_USAGE] = key_usage
+        claims[dice_cbor.AUTHORITY_DESCRIPTOR] = layer.authority_descriptor
+    claims[dice_cbor.MODE] = bytes([layer.mode])
+    claims[dice_cbor.SUBJECT_PUBLIC_KEY] = encode_cose(subject)
+    claims[dice_cbor.KEY_USAGE] = key_usage
     if layer.profile_name is not None:
-        claims[PROFILE_NAME] = layer.profile_name
+        claims[dice_cbor.PROFILE_NAME] = layer.profile_name
     return claims
 
 
@@ -196,19 +184,19 @@ def application_config(
     """
     return dumps(
         {
-            -70002: project_name,
-            -70005: secure_version,
-            -71001: partition_table,
-            -71002: boot_id,
-            -71003: slot,
-            -71004: security_efuses,
+            dice_cbor.COMPONENT_NAME: project_name,
+            dice_cbor.SECURITY_VERSION: secure_version,
+            dice_cbor.PARTITION_TABLE: partition_table,
+            dice_cbor.BOOT_ID: boot_id,
+            dice_cbor.SLOT: slot,
+            dice_cbor.SECURITY_EFUSES: security_efuses,
         }
     )
 
 
 def bootloader_config(*, secure_version: int = 0) -> bytes:
     """The configuration descriptor of layer 0, the bootloader."""
-    return dumps({-70002: "bootloader", -70005: secure_version})
+    return dumps({dice_cbor.COMPONENT_NAME: "bootloader", dice_cbor.SECURITY_VERSION: secure_version})
 
 
 def application_hidden(project_name: str) -> bytes:
@@ -216,11 +204,57 @@ def application_hidden(project_name: str) -> bytes:
     return hashlib.sha512(b"fj-app" + project_name.encode()).digest()
 
 
+def eat_claims(
+    *,
+    nonce: bytes,
+    ueid: bytes,
+    oemid: bytes,
+    hwmodel: bytes,
+    debug_status: int,
+    boot_count: int,
+    boot_seed: bytes,
+    name: str,
+    version: str,
+    slot_state: int,
+    efuse_secure_version: int,
+    fence: int,
+    data_images: Mapping[str, Digest] | None = None,
+    addresses: Sequence[str] = (),
+    owner_key_ids: Sequence[bytes] = (),
+) -> dict[int, Writable]:
+    """Every claim of the EAT profile (see `attestation.eat` for types and lengths).
+
+    Args:
+        debug_status: 0 enabled ... 3 disabled permanently (RFC 9711 section 4.2.9).
+        slot_state: state number of the OTA record of the running slot.
+        fence: highest fence that the device has stored.
+        data_images: hashes of read-only data images, by partition label.
+    """
+    return {
+        eat_profile.NONCE: nonce,
+        eat_profile.UEID: ueid,
+        eat_profile.OEMID: oemid,
+        eat_profile.HWMODEL: hwmodel,
+        eat_profile.DBGSTAT: debug_status,
+        eat_profile.EAT_PROFILE: eat_profile.PROFILE,
+        eat_profile.BOOTCOUNT: boot_count,
+        eat_profile.BOOTSEED: boot_seed,
+        eat_profile.SWNAME: name,
+        eat_profile.SWVERSION: [version],
+        eat_profile.SLOT_STATE: slot_state,
+        eat_profile.EFUSE_SECURE_VERSION: efuse_secure_version,
+        eat_profile.DATA_IMAGES: {label: digest.to_cbor() for label, digest in (data_images or {}).items()},
+        eat_profile.ADDRESSES: list(addresses),
+        eat_profile.OWNER_KEYS: list(owner_key_ids),
+        eat_profile.FENCE: fence,
+    }
+
+
 def eat(claims: Mapping[int, Writable], key: PrivateKey) -> bytes:
     """An EAT (RFC 9711): an untagged COSE_Sign1 over the claims."""
     return cose.sign(dumps(claims), key)
 
 
-def evidence(anchor: PublicKey, certificates: Sequence[bytes], token: bytes) -> bytes:
-    """The evidence as it travels: ``[1, anchor id, [+ certificate], EAT]``."""
-    return dumps([1, dice_id(anchor), list(certificates), token])
+def evidence(anchor_id: bytes, certificates: Sequence[bytes], token: bytes) -> bytes:
+    """The evidence as it travels: ``[1, anchor id, [+ certificate], EAT]``; `anchor_id` = `keys.dice_id(anchor)`."""
+    return dumps([eat_profile.EVIDENCE_VERSION, anchor_id, list(certificates), token])

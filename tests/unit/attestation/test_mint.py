@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attestation import cose, mint
+from attestation import cose, dice_cbor, mint
 from attestation.cbor import strict_loads
 from attestation.keys import UNPROVISIONED_IDS, Alg, dice_id, from_cose, ueid
 
@@ -111,11 +111,11 @@ def test_a_chain_links_and_the_token_verifies_under_its_leaf(alg: Alg, size: int
     cose.verify(message, uds_key.public_key())
     claims = strict_loads(message.payload)
     assert isinstance(claims, dict)
-    subject = claims[mint.SUBJECT_PUBLIC_KEY]
+    subject = claims[dice_cbor.SUBJECT_PUBLIC_KEY]
     assert isinstance(subject, bytes)
     token = cose.parse(mint.eat({10: b"n" * 32}, leaf))
     cose.verify(token, from_cose(subject))
-    assert len(claims[mint.CONFIG_HASH]) == size  # type: ignore[arg-type]
+    assert len(claims[dice_cbor.CONFIGURATION_HASH]) == size  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -147,5 +147,10 @@ def test_only_the_two_dice_algorithms_have_a_derivation() -> None:
 
 def test_evidence_names_its_anchor_and_keeps_the_parts() -> None:
     anchor = mint.signing_key(UDS, Alg.ES256).public_key()
-    assert strict_loads(mint.evidence(anchor, [b"c0", b"c1"], b"eat")) == [1, dice_id(anchor), [b"c0", b"c1"], b"eat"]
+    assert strict_loads(mint.evidence(dice_id(anchor), [b"c0", b"c1"], b"eat")) == [
+        1,
+        dice_id(anchor),
+        [b"c0", b"c1"],
+        b"eat",
+    ]
     assert len(ueid(anchor)) == 33
