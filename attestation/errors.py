@@ -100,6 +100,7 @@ class Code(StrEnum):
     DICE_PROFILE = "dice.profile", "A certificate names another DICE profile."
 
     LEAF_KEYUSAGE = "leaf.keyusage", "The attestation-key certificate may sign certificates."
+    LEAF_KID = "leaf.kid", "The token names another key than the one that must have signed it."
     LEAF_MISSING = (
         "leaf.missing",
         "The policy wants a certificate for the attestation key, and there is none.",
@@ -130,7 +131,6 @@ class Code(StrEnum):
     CLONE_BOOTCOUNT = "clone.bootcount", "The boot counter went back: two devices share one identity."
 
     BOOT_ID = "boot.id", "The running installation is not one of those expected: stale or foreign boot id."
-    BOOT_SLOT = "boot.slot", "The token and the certificate name different slots."
     SLOT_STATE = "slot.state", "The running slot is not in the expected state."
 
     GRANT_STRUCTURE = "grant.structure", "A grant does not have the fields, types and lengths of its verb."

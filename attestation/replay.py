@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A nonce decides once. This is the last check before a verdict counts, and the only one that writes."""
+
+import hashlib
+import threading
+from typing import Protocol
+
+from attestation.errors import Code, Reject
+
+
+class SingleUse(Protocol):
+    """Remembers used nonces until they expire by themselves.
+
+    An implementation must be atomic: of two callers with one nonce, exactly one returns. One that cannot be sure must
+    raise ``store.unavailable``: it never lets a nonce through.
+    """
+
+    def consume(self, nonce: bytes, *, until: int, now: int) -> None:
+        """Mark a nonce as used.
+
+        Args:
+            nonce: the nonce.
+            until: when it expires, Unix seconds.
+            now: Unix seconds.
+
+        Raises:
+            Reject: ``replay`` if it was used before, ``store.unavailable`` if that cannot be told.
+        """
+        ...
+
+
+class InMemorySingleUse:
+    """For one process: a lock and a dictionary, which holds no more than the nonces that could still be good.
+
+    Args:
+        capacity: most nonces remembered at once; beyond it everything is refused rather than anything forgotten.
+    """
+
+    def __init__(self, capacity: int = 1_000_000) -> None:
+        self._capacity = capacity
+        self._until: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+        self._next_sweep = 0
+
+    def consume(self, nonce: bytes, *, until: int, now: int) -> None:
+        """See ``SingleUse.consume``."""
+        name = hashlib.sha256(nonce).digest()[:16]
+        with self._lock:
+            if now >= self._next_sweep or len(self._until) >= self._capacity:
+                self._until = {key: expiry for key, expiry in self._until.items() if expiry > now}
+                self._next_sweep = now + 30
+            if name in self._until:
+                raise Reject(Code.REPLAY, "the nonce was used before: ask for a new one")
+            if len(self._until) >= self._capacity:
+                raise Reject(Code.STORE_UNAVAILABLE, "too many nonces are in use: try again later")
+            self._until[name] = until

@@ -1,0 +1,564 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict: does this evidence prove, now, what this device runs? Pure: everything it needs is in the context.
+
+Rules, in the order in which they are checked: cheap before dear, MAC before signature, ours before theirs. The first
+one broken ends the judgement; ``Verdict.trail`` names those that held and the one that did not.
+
+1. ``envelope``: the evidence is at most 4,096 bytes and ``[1, anchor id, [certificates], token]``.
+2. ``policy``: the device is enrolled and has a policy. No policy, no verdict: default deny.
+3. ``nonce``: the token's one nonce is ours, for this device and audience, and fresh.
+4. ``device``: the device is active, and the evidence names the anchor that is enrolled for it.
+5. ``layers``: there are exactly the certificates that the policy's chain shape demands.
+6. ``chain``: well-formed certificates, linked and signed from the enrolled anchor on (rules of ``dice_cbor``); none of
+   its keys is denied.
+7. ``token``: signed by the last key of the chain. From here on the claims are authentic.
+8. ``claims``: the token follows its profile; identity, maker and model are those enrolled; its software name is the
+   certified one.
+9. ``boot``: mode, authority, security eFuses and debug status are allowed in every layer. A device whose enrolled root
+   of trust is SelfReported may be in mode NotConfigured and have a zero authority hash; any other must not, whatever
+   the policy says.
+10. ``bootloader``: its name and code hash are accepted, and not denied.
+11. ``application``: its measurement is the expected one, else acceptable by ``policy.acceptable_measurement``; its
+    name is allowed; its partition table is accepted. With ``any_application`` (identity before an update) none of
+    this is checked, and the verdict says so.
+12. ``versions``: security versions are at least the policy's and the floor's (the application's: unless
+    ``any_application``).
+13. ``counter``: the boot counter did not go back: else two devices share one identity.
+14. ``installation``: the boot id is one of those expected.
+15. ``slot``: the running slot is in one of the expected states.
+16. ``data``: data images that the device measured equal the expected ones; those it did not measure are unproven, and
+    refused where the policy requires all to be measured.
+
+A root of trust below the policy's minimum does not reject: the device is judged by its own tier's rules, and the
+verdict says ``proven_at_tier=False``. Such a verdict is never a success. A verdict counts only once its nonce has
+been consumed: ``verify_once`` does both.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final
+
+from attestation import cose, dice_cbor, eat, keys, nonce
+from attestation.anchors import DeviceAnchor, DeviceState, Floors
+from attestation.cbor import Value
+from attestation.eat import SlotState
+from attestation.errors import Code, Reject
+from attestation.keys import Alg, PublicKey
+from attestation.policy import (
+    Acceptance,
+    Algorithm,
+    AttestationPolicySpec,
+    DebugStatus,
+    IdForm,
+    LeafSigning,
+    Measurement,
+    Mode,
+    RequireMeasured,
+    RootOfTrust,
+    acceptable_measurement,
+    is_denied,
+    policy_hash,
+)
+from attestation.replay import SingleUse
+
+_ALGS: Final = {Algorithm.ES256: Alg.ES256, Algorithm.ES384: Alg.ES384, Algorithm.EDDSA: Alg.EDDSA}
+_EAT_TYPES: Final = ("application/eat+cwt", 263)
+"""Media type and CoAP content format of an EAT in CWT form (RFC 9782)."""
+_EFUSE_SECURE_BOOT: Final = 0b0001
+_EFUSE_LOCKED: Final = 0b1111
+"""Secure boot, flash encryption, its release mode, JTAG off."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExactNonce:
+    """The nonce is this one: for a person who asked a device directly."""
+
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedNonce:
+    """The nonce is one that this ring issued for this device and audience."""
+
+    ring: nonce.KeyRing
+    audience: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Everything a verdict depends on besides the evidence.
+
+    Args:
+        device: the enrolled device; None if there is none with this identity.
+        policy: its policy; None if there is none.
+        nonce: what the answer must be fresh against.
+        now: Unix time in seconds.
+        floors: what the device was last confirmed at.
+        last_confirmed: its last confirmed measurement, in every algorithm.
+        pinned: measurements that live tasks pin for it, in every algorithm.
+        expected: the application must be one of these, whatever else is acceptable; None: no such demand.
+        any_application: do not judge the application at all; not together with ``expected``.
+        boot_ids: the installation must be one of these (16 bytes each); None: no such demand.
+        slot_states: the slot must be in one of these states; None: no such demand.
+        data_images: label of each expected data image to its digests, one per algorithm; an empty set for an image
+            that cannot be measured.
+    """
+
+    device: DeviceAnchor | None
+    policy: AttestationPolicySpec | None
+    nonce: ExactNonce | IssuedNonce
+    now: int
+    floors: Floors = Floors()
+    last_confirmed: frozenset[Measurement] = frozenset()
+    pinned: frozenset[Measurement] = frozenset()
+    expected: frozenset[Measurement] | None = None
+    any_application: bool = False
+    boot_ids: frozenset[bytes] | None = None
+    slot_states: frozenset[SlotState] | None = None
+    data_images: Mapping[str, frozenset[Measurement]] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        if self.any_application and self.expected is not None:
+            raise ValueError("any_application and expected exclude each other")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceClaims:
+    """What the device proved or said, once the token's signature held. Certified parts come from the chain."""
+
+    ueid: bytes
+    bootloader: Measurement
+    """Certified."""
+    measurement: Measurement
+    """Of the application, certified."""
+    application: str
+    """Project name, certified."""
+    secure_version: int
+    """Certified."""
+    boot_id: bytes
+    """Grant id of the running installation, 16 bytes, certified; zeros where it has none."""
+    slot: int
+    """Partition subtype of the running slot, certified."""
+    partition_table: bytes
+    """SHA-256, certified."""
+    mode: Mode
+    """Of the application's layer, certified."""
+    bootloader_mode: Mode
+    """Certified."""
+    authority_hash: bytes
+    """Of the application's layer, certified."""
+    security_efuses: int
+    """Certified."""
+    token: eat.Token
+    """Said by the application, whose measurement is certified: version, slot state, counters, owner keys, fence."""
+
+    @property
+    def version(self) -> str:
+        """Version, as the application says."""
+        return self.token.version
+
+    @property
+    def slot_state(self) -> SlotState:
+        """State of the running slot, as the application says."""
+        return self.token.slot_state
+
+    @property
+    def debug_status(self) -> DebugStatus:
+        """Debug status, as the application says."""
+        return self.token.debug_status
+
+    @property
+    def boot_count(self) -> int:
+        """Boot counter."""
+        return self.token.boot_count
+
+    @property
+    def boot_seed(self) -> bytes:
+        """Random value of this boot."""
+        return self.token.boot_seed
+
+    @property
+    def stored_fence(self) -> int:
+        """The highest fence that the device has stored."""
+        return self.token.fence
+
+    @property
+    def owner_keys(self) -> tuple[bytes, ...]:
+        """Key ids of the owner keys that the device accepts grants and releases from."""
+        return self.token.owner_keys
+
+    @property
+    def data_images(self) -> Mapping[str, Measurement]:
+        """Digests of data images, as the application measured them."""
+        return self.token.data_images
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rule of the trail."""
+
+    rule: str
+    held: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement. ``accepted`` alone is not success: that also needs ``proven_at_tier`` and the consumed nonce."""
+
+    accepted: bool
+    code: Code | None
+    """Why not; None if accepted."""
+    message: str
+    trail: tuple[Step, ...]
+    unproven: tuple[str, ...]
+    """What this verdict does not prove, in plain words."""
+    claims: DeviceClaims | None
+    """Authentic claims; None if the judgement ended before the token's signature held."""
+    acceptance: Acceptance | None
+    """By which rule the application is acceptable; None where it was not judged."""
+    tier: RootOfTrust | None
+    """Root of trust of the device, as enrolled."""
+    proven_at_tier: bool
+    """Accepted, and the device's root of trust is at least the policy's minimum."""
+    nonce: bytes | None
+    """The nonce that was answered; None if there was none of ours."""
+    nonce_until: int
+    """Until when that nonce must be remembered as used, Unix seconds."""
+    policy_hash: bytes | None
+    evidence_sha256: bytes
+
+
+def verify(evidence: bytes, context: Context) -> Verdict:
+    """Judge evidence by the rules of this module.
+
+    Args:
+        evidence: as the device sent it.
+        context: everything else.
+
+    Returns:
+        The verdict. Bad evidence never raises: it is a verdict with a code.
+    """
+    judge = _Judge(evidence, context)
+    trail: list[Step] = []
+    for name, rule in _RULES:
+        try:
+            trail.append(Step(name, True, rule(judge)))
+        except Reject as reject:
+            trail.append(Step(name, False, str(reject)))
+            return judge.verdict(tuple(trail), reject)
+    return judge.verdict(tuple(trail), None)
+
+
+def verify_once(evidence: bytes, context: Context, single_use: SingleUse) -> Verdict:
+    """``verify``, and if it accepts consume the nonce; a used nonce, or a store that cannot tell, rejects.
+
+    Args:
+        evidence: as the device sent it.
+        context: everything else.
+        single_use: where used nonces are remembered.
+    """
+    verdict = verify(evidence, context)
+    if not verdict.accepted or verdict.nonce is None:
+        return verdict
+    try:
+        single_use.consume(verdict.nonce, until=verdict.nonce_until, now=context.now)
+    except Reject as reject:
+        trail = (*verdict.trail, Step("single use", False, str(reject)))
+        return replace(
+            verdict, accepted=False, proven_at_tier=False, code=reject.code, message=reject.message, trail=trail
+        )
+    return replace(verdict, trail=(*verdict.trail, Step("single use", True, "the nonce is used up")))
+
+
+class _Judge:
+    """The state of one judgement. Each method is one rule: it returns what it found, or raises Reject."""
+
+    device: DeviceAnchor
+    policy: AttestationPolicySpec
+    envelope: eat.Evidence
+    message: cose.Sign1
+    claims: dict[int | str, Value]
+    bootloader: dice_cbor.Certificate
+    application: dice_cbor.Certificate
+    boot_config: dice_cbor.BootloaderConfig
+    leaf_key: PublicKey
+    authentic: DeviceClaims | None = None
+    acceptance: Acceptance | None = None
+    answered: bytes | None = None
+    until: int = 0
+
+    def __init__(self, evidence: bytes, context: Context) -> None:
+        self.evidence = evidence
+        self.context = context
+        self.unproven: list[str] = []
+
+    def check_envelope(self) -> str:
+        self.envelope = eat.parse_evidence(self.evidence)
+        return f"{len(self.evidence)} bytes, {len(self.envelope.certificates)} certificates"
+
+    def check_policy(self) -> str:
+        if self.context.device is None:
+            raise Reject(Code.DEVICE_UNKNOWN, "the device is not enrolled: enroll it first")
+        if self.context.policy is None:
+            raise Reject(Code.POLICY_MISSING, f"there is no policy {self.context.device.policy!r}: create it")
+        self.device, self.policy = self.context.device, self.context.policy
+        return f"policy {self.device.policy}"
+
+    def check_nonce(self) -> str:
+        algs = frozenset(_ALGS[name] for name in self.policy.algorithms)
+        self.message = cose.parse(
+            self.envelope.token,
+            tagging=cose.Tagging.EITHER,
+            protected=eat.PROTECTED_HEADERS,
+            unprotected=eat.UNPROTECTED_HEADERS,
+            algs=algs,
+            limit=eat.EVIDENCE_LIMIT,
+        )
+        for label in (cose.CONTENT_TYPE, cose.TYP):
+            if label in self.message.protected and self.message.protected[label] not in _EAT_TYPES:
+                raise Reject(Code.COSE_CONTENTTYPE, f"header {label} of the token does not say application/eat+cwt")
+        self.claims = eat.decode_claims(self.message.payload)
+        value, expected, now = eat.nonce_of(self.claims), self.context.nonce, self.context.now
+        ttl = self.policy.nonce_ttl_seconds
+        if isinstance(expected, ExactNonce):
+            if not hmac.compare_digest(value, expected.value):
+                raise Reject(Code.EAT_NONCE, "the token answers another nonce")
+            self.until = now + ttl
+        else:
+            audience, ueid = expected.audience, self.device.ueid
+            self.until = nonce.check(expected.ring, value, ueid, audience, now=now, ttl=ttl)
+        self.answered = value
+        return "ours and fresh"
+
+    def check_device(self) -> str:
+        if self.device.state is DeviceState.SUSPENDED:
+            raise Reject(Code.DEVICE_SUSPENDED, "the device is suspended")
+        if self.device.state is DeviceState.REVOKED:
+            raise Reject(Code.DEVICE_REVOKED, "the device is revoked")
+        expected = keys.dice_id(self.device.key, compressed=self._compressed)
+        if self.envelope.anchor_id != expected:
+            found = self.envelope.anchor_id.hex()
+            raise Reject(Code.ANCHOR_ID, f"the evidence names anchor {found}, enrolled is {expected.hex()}")
+        return f"active, anchor {expected.hex()}"
+
+    def check_layers(self) -> str:
+        count, expected = len(self.envelope.certificates), 2
+        if count > dice_cbor.MAX_CERTIFICATES:
+            raise Reject(Code.CHAIN_LEN, f"{count} certificates, at most {dice_cbor.MAX_CERTIFICATES} are read")
+        if self.policy.leaf_signing is LeafSigning.ATTESTATION_KEY:
+            if count == expected:
+                raise Reject(Code.LEAF_MISSING, "the chain has no certificate for the attestation key")
+            expected += 1
+        if count != expected:
+            raise Reject(Code.REF_LAYERS, f"{count} certificates, the policy demands exactly {expected}")
+        return "bootloader and application"
+
+    def check_chain(self) -> str:
+        algs = frozenset(_ALGS[name] for name in self.policy.algorithms)
+        compressed = self._compressed
+        first, second, *rest = self.envelope.certificates
+        self.bootloader = dice_cbor.parse_certificate(first, algs=algs, compressed_ids=compressed)
+        self.application = dice_cbor.parse_certificate(second, algs=algs, compressed_ids=compressed)
+        leaves = [dice_cbor.parse_leaf(leaf, algs=algs, compressed_ids=compressed) for leaf in rest]
+        chain = [self.bootloader, self.application, *leaves]
+        self.leaf_key = dice_cbor.verify_chain(chain, self.device.key, compressed_ids=compressed)
+        denied = frozenset(self.policy.deny.keys)
+        for key_id in (self.envelope.anchor_id, *(certificate.subject for certificate in chain)):
+            if key_id.hex() in denied:
+                raise Reject(Code.CHAIN_DENIED, f"key {key_id.hex()} is on the policy's deny list")
+        for layer in (self.bootloader, self.application):
+            if layer.profile_name is not None:
+                raise Reject(Code.DICE_PROFILE, f"profile name {layer.profile_name!r:.40}, expected none")
+        return "linked and signed from the enrolled anchor"
+
+    def check_token(self) -> str:
+        leaf_id = keys.dice_id(self.leaf_key, compressed=self._compressed)
+        if self.message.kid is not None and self.message.kid != leaf_id:
+            raise Reject(Code.LEAF_KID, f"the token names key {self.message.kid.hex():.80}, the chain {leaf_id.hex()}")
+        cose.verify(self.message, self.leaf_key)
+        return "signed by the last key of the chain"
+
+    def check_claims(self) -> str:
+        token = eat.read_token(self.claims)
+        config = dice_cbor.read_application_config(self.application.configuration)
+        self.boot_config = dice_cbor.read_bootloader_config(self.bootloader.configuration)
+        if token.ueid != self.device.ueid:
+            raise Reject(Code.EAT_UEID, f"the token is from {token.ueid.hex()}, enrolled is {self.device.ueid.hex()}")
+        self.authentic = DeviceClaims(
+            ueid=token.ueid,
+            bootloader=Measurement.of_hash(self.bootloader.code_hash),
+            measurement=Measurement.of_hash(self.application.code_hash),
+            application=config.name,
+            secure_version=config.security_version,
+            boot_id=config.boot_id,
+            slot=config.slot,
+            partition_table=config.partition_table,
+            mode=self.application.mode,
+            bootloader_mode=self.bootloader.mode,
+            authority_hash=self.application.authority_hash,
+            security_efuses=config.security_efuses,
+            token=token,
+        )
+        if self.device.oemid is not None and token.oemid != self.device.oemid:
+            raise Reject(Code.EAT_HARDWARE, "oemid differs from the enrolled one")
+        if self.device.hwmodel is not None and token.hwmodel != self.device.hwmodel:
+            raise Reject(Code.EAT_HARDWARE, "hwmodel differs from the enrolled one")
+        if token.name != config.name:
+            raise Reject(Code.EAT_NAME, f"the token names {token.name!r}, the certificate {config.name!r}")
+        return f"device {token.ueid.hex()}"
+
+    def check_boot(self) -> str:
+        claims, tier = self._claims, self.device.tier
+        self_reported = tier is RootOfTrust.SELF_REPORTED
+        modes = set(self.policy.modes)
+        modes = modes | {Mode.NOT_CONFIGURED} if self_reported else modes - {Mode.NOT_CONFIGURED}
+        authorities = {bytes.fromhex(value) for value in self.policy.authority_hashes}
+        for name, layer in (("bootloader", self.bootloader), ("application", self.application)):
+            if layer.mode not in modes:
+                raise Reject(Code.DICE_MODE, f"the {name} runs in mode {layer.mode}, which is not allowed here")
+            zero = not any(layer.authority_hash)
+            if zero and not self_reported:
+                raise Reject(Code.REF_AUTHORITY, f"the {name} has a zero authority hash: no verified boot")
+            if not zero and layer.authority_hash not in authorities:
+                found = layer.authority_hash.hex()
+                raise Reject(Code.REF_AUTHORITY, f"authority {found} of the {name} is not in the policy")
+        fuses = claims.security_efuses
+        if not self_reported and not fuses & _EFUSE_SECURE_BOOT:
+            raise Reject(Code.REF_EFUSES, f"enrolled as {tier}, but the eFuses say that secure boot is off")
+        if claims.mode is Mode.NORMAL and fuses & _EFUSE_LOCKED != _EFUSE_LOCKED:
+            raise Reject(Code.REF_EFUSES, f"mode Normal with open security eFuses (bits {fuses:#06b})")
+        if claims.mode is Mode.NOT_CONFIGURED and fuses & _EFUSE_SECURE_BOOT:
+            raise Reject(Code.REF_EFUSES, "mode NotConfigured although secure boot is on")
+        if claims.debug_status not in self.policy.debug_status:
+            raise Reject(Code.EAT_DBGSTAT, f"debug status {claims.debug_status} is not allowed by the policy")
+        return f"{tier}, mode {claims.mode}, debug {claims.debug_status}"
+
+    def check_bootloader(self) -> str:
+        rules, claims = self.policy.bootloader, self._claims
+        if self.boot_config.name != rules.name:
+            raise Reject(Code.REF_LAYERS, f"the first layer is {self.boot_config.name!r}, expected {rules.name!r}")
+        if is_denied(claims.bootloader, self.policy):
+            raise Reject(Code.REF_DENIED, f"bootloader {claims.bootloader} is on the deny list")
+        if not any(ref.measurement == claims.bootloader for ref in rules.measurements):
+            raise Reject(Code.REF_CODE, f"bootloader {claims.bootloader} is not in the policy")
+        return str(claims.bootloader)
+
+    def check_application(self) -> str:
+        context, claims, policy = self.context, self._claims, self.policy
+        if context.any_application:
+            self.unproven.append("that the running application is an acceptable one")
+            return f"not judged: {claims.application} {claims.measurement}"
+        self.acceptance = acceptable_measurement(claims.measurement, policy, context.last_confirmed, context.pinned)
+        found = f"{claims.application} {claims.measurement}"
+        if self.acceptance is Acceptance.DENIED:
+            raise Reject(Code.REF_DENIED, f"{found} is on the policy's deny list")
+        if context.expected is not None and claims.measurement not in context.expected:
+            wanted = ", ".join(sorted(map(str, context.expected)))
+            raise Reject(Code.REF_CODE, f"the device runs {found}, expected is {wanted}")
+        if not self.acceptance.ok:
+            raise Reject(Code.REF_CODE, f"{found} is neither in the policy nor confirmed nor pinned by a task")
+        if policy.application.names and claims.application not in policy.application.names:
+            raise Reject(Code.REF_LAYERS, f"application {claims.application!r} is not one the policy allows")
+        if policy.partition_tables and claims.partition_table.hex() not in policy.partition_tables:
+            raise Reject(Code.REF_PARTITIONS, f"partition table {claims.partition_table.hex()} is not in the policy")
+        return f"{found}, accepted as {self.acceptance}"
+
+    def check_versions(self) -> str:
+        boot_minimum, boot_version = self.policy.bootloader.min_security_version, self.boot_config.security_version
+        if boot_minimum is not None and (boot_version is None or boot_version < boot_minimum):
+            raise Reject(Code.ROLLBACK, f"security version {boot_version} of the bootloader is below {boot_minimum}")
+        version = self._claims.secure_version
+        floor = max(self.policy.application.min_security_version, self.context.floors.security_version)
+        if not self.context.any_application and version < floor:
+            raise Reject(Code.ROLLBACK, f"security version {version} of the application is below its floor {floor}")
+        return f"security version {version}, floor {floor}"
+
+    def check_counter(self) -> str:
+        count, floor = self._claims.boot_count, self.context.floors.boot_count
+        if count < floor:
+            raise Reject(Code.CLONE_BOOTCOUNT, f"boot counter {count}, but {floor} was seen: suspend the device")
+        return f"boot {count}"
+
+    def check_installation(self) -> str:
+        boot_id, expected = self._claims.boot_id, self.context.boot_ids
+        if expected is None:
+            return f"no demand: boot id {boot_id.hex()}"
+        if not any(boot_id) or boot_id not in expected:
+            wanted = ", ".join(sorted(value.hex() for value in expected)) or "none"
+            raise Reject(Code.BOOT_ID, f"boot id {boot_id.hex()}, expected {wanted}: another installation booted")
+        return f"boot id {boot_id.hex()}"
+
+    def check_slot(self) -> str:
+        state, expected = self._claims.slot_state, self.context.slot_states
+        if expected is not None and state not in expected:
+            wanted = ", ".join(sorted(value.name for value in expected))
+            raise Reject(Code.SLOT_STATE, f"the running slot is {state.name}, expected {wanted}")
+        return f"slot {self._claims.slot:#04x} is {state.name}"
+
+    def check_data(self) -> str:
+        measured, strict = self._claims.data_images, self.policy.require_measured is RequireMeasured.ALL
+        for label, digests in self.context.data_images.items():
+            if label in measured and digests:
+                if measured[label] not in digests:
+                    raise Reject(Code.REF_DATA, f"data image {label!r} is {measured[label]}, which is not expected")
+            elif strict:
+                raise Reject(Code.REF_DATA, f"data image {label!r} was not measured, and the policy requires all")
+            else:
+                self.unproven.append(f"data image {label}")
+        return f"{len(measured)} measured"
+
+    def verdict(self, trail: tuple[Step, ...], reject: Reject | None) -> Verdict:
+        policy, device = self.context.policy, self.context.device
+        strong = policy is not None and device is not None and device.tier.at_least(policy.min_root_of_trust)
+        if not strong and policy is not None and device is not None:
+            self.unproven.append(f"a root of trust of {policy.min_root_of_trust}: the device has {device.tier}")
+        accepted = reject is None
+        return Verdict(
+            accepted=accepted,
+            code=reject.code if reject else None,
+            message=reject.message if reject else "the evidence holds",
+            trail=trail,
+            unproven=tuple(self.unproven),
+            claims=self.authentic,
+            acceptance=self.acceptance,
+            tier=device.tier if device else None,
+            proven_at_tier=accepted and strong,
+            nonce=self.answered,
+            nonce_until=self.until,
+            policy_hash=policy_hash(policy) if policy else None,
+            evidence_sha256=hashlib.sha256(self.evidence).digest(),
+        )
+
+    @property
+    def _claims(self) -> DeviceClaims:
+        if self.authentic is None:
+            raise RuntimeError("a rule ran before the claims were authentic")
+        return self.authentic
+
+    @property
+    def _compressed(self) -> bool:
+        return self.policy.id_form is IdForm.COMPRESSED
+
+
+_RULES: Final[tuple[tuple[str, Callable[[_Judge], str]], ...]] = (
+    ("envelope", _Judge.check_envelope),
+    ("policy", _Judge.check_policy),
+    ("nonce", _Judge.check_nonce),
+    ("device", _Judge.check_device),
+    ("layers", _Judge.check_layers),
+    ("chain", _Judge.check_chain),
+    ("token", _Judge.check_token),
+    ("claims", _Judge.check_claims),
+    ("boot", _Judge.check_boot),
+    ("bootloader", _Judge.check_bootloader),
+    ("application", _Judge.check_application),
+    ("versions", _Judge.check_versions),
+    ("counter", _Judge.check_counter),
+    ("installation", _Judge.check_installation),
+    ("slot", _Judge.check_slot),
+    ("data", _Judge.check_data),
+)
