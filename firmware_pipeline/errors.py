@@ -32,6 +32,7 @@ class Reason(StrEnum):
     InputTooLarge = "InputTooLarge"  # a file larger than any flash chip
     InputDisagrees = "InputDisagrees"  # what a build file says and what the bytes say differ
     AppMissing = "AppMissing"  # a build without an application image
+    AppAmbiguous = "AppAmbiguous"  # a build with several application images
     AppNameMissing = "AppNameMissing"  # the application descriptor holds no project name
     AppVersionMissing = "AppVersionMissing"  # the application descriptor holds no version
     ConfigMalformed = "ConfigMalformed"  # the signed config is not valid JSON of its schema

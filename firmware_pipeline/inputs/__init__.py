@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build outputs of the tool chains, all reduced to one BuildPlan."""
+"""Build systems' outputs, each reduced to one BuildPlan."""
