@@ -111,7 +111,7 @@ class Context:
     policy: AttestationPolicySpec | None
     nonce: ExactNonce | IssuedNonce
     now: int
-    floors: Floors = Floors()
+    floors: Floors = field(default_factory=Floors)
     last_confirmed: frozenset[Measurement] = frozenset()
     pinned: frozenset[Measurement] = frozenset()
     expected: frozenset[Measurement] | None = None
@@ -364,7 +364,7 @@ class _Judge:
         self.bootloader = dice_cbor.parse_certificate(first, algs=algs, compressed_ids=compressed)
         self.application = dice_cbor.parse_certificate(second, algs=algs, compressed_ids=compressed)
         leaves = [dice_cbor.parse_leaf(leaf, algs=algs, compressed_ids=compressed) for leaf in rest]
-        chain = [self.bootloader, self.application, *leaves]
+        chain: list[dice_cbor.Certificate | dice_cbor.LeafCertificate] = [self.bootloader, self.application, *leaves]
         self.leaf_key = dice_cbor.verify_chain(chain, self.device.key, compressed_ids=compressed)
         denied = frozenset(self.policy.deny.keys)
         for key_id in (self.envelope.anchor_id, *(certificate.subject for certificate in chain)):
