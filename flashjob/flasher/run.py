@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attempt at one device, from its first answer to its verdict. The flow never decides what success is.
+
+Order: evidence before -> preflight -> permit -> write (boot id last) -> reboot -> evidence -> confirm -> result.
+
+Rules (tests name them):
+
+1. Before the permit nothing is written; a refusal lets the application run again and reports 0 bytes.
+2. A device that already runs the target's measurement asks for its permit before the loader is entered: if nothing is
+   to be written it is not even reset. Its claim only orders the questions; the judge decides by evidence.
+3. Silence before the write fails the attempt, unless an earlier attempt of this task had a permit: then serial goes on
+   by chip and eFuse MAC alone, and a network device is given time for its own rollback (SilentAfterWrite).
+4. A permit that the device forgot is asked for again, at most three times an attempt.
+5. Every wait has a bound from the assignment's timeouts, and every bound a reason.
+6. An answer to the confirm grant that was lost is asked for again with the same grant: the device answers equally.
+7. Whatever happens, port and connection are released and the result is reported, the stage it ended in included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from attestation.device_protocol import Info, Verb
+from firmware_pipeline.config import FirmwareConfig
+from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
+from firmware_pipeline.hardware import HardwareFacts
+from flashjob.errors import FlashJobError
+from flashjob.flasher import preflight
+from flashjob.flasher.judge import Judge
+from flashjob.flasher.transports.base import PermitSpent, Transport, problem
+from flashjob.wire.gateway import (
+    ConfirmRequest,
+    DeviceResult,
+    EvidenceRequest,
+    HardwareReport,
+    NonceRequest,
+    PermitDecision,
+    PermitReply,
+    PermitRequest,
+    Progress,
+    Purpose,
+    Stage,
+    VerdictReply,
+)
+from flashjob.wire.pod import Assignment, Before
+from flashjob.wire.reasons import Reason
+
+_PERMITS = 3
+_CONFIRMS = 3
+_PROGRESS_SECONDS = 0.5
+_SLOT_VALID = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """What was fetched for one chip: verified signed config, image bytes, release statement."""
+
+    config: FirmwareConfig
+    image: bytes = field(repr=False)
+    release: bytes | None = None
+
+
+Listener = Callable[[Stage, int, int], None]
+"""Called with (stage, done, total) at every change: for a progress bar beside the judge's own."""
+
+
+class Attempt:
+    """One attempt; `run` it once.
+
+    Args:
+        assignment: device, target, limits.
+        firmware: what to write.
+        transport: the way to the device; closed at the end.
+        judge: decides.
+        listener: sees every stage and progress.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        firmware: Firmware,
+        transport: Transport,
+        judge: Judge,
+        listener: Listener = lambda _stage, _done, _total: None,
+    ) -> None:
+        self._task, self._firmware = assignment, firmware
+        self._transport, self._judge, self._listener = transport, judge, listener
+        self._stage = Stage.PREFLIGHT
+        self._seconds: dict[str, float] = {}
+        self._facts: HardwareFacts | None = None
+        self._latest: Progress | None = None
+        self._news = asyncio.Event()
+
+    async def run(self) -> DeviceResult:
+        """Carry the attempt out. Never raises but for cancellation; the result says everything."""
+        reporter = asyncio.create_task(self._report())
+        try:
+            verdict = await self._walk()
+            result = self._result(True, verdict.reason, verdict.message)
+        except FlashJobError as error:
+            result = self._result(False, error.reason, error.message)
+        except asyncio.CancelledError:
+            await self._end(self._result(False, Reason.STOPPED.value, "the pod was told to stop"))
+            raise
+        finally:
+            reporter.cancel()
+            await self._transport.close()
+        await self._end(result)
+        return result
+
+    async def _walk(self) -> VerdictReply:
+        task, transport = self._task, self._transport
+        preflight.check_image(self._firmware.image, task.target)
+        async with self._in(Stage.PREFLIGHT):
+            info, evidence = await self._before()
+            runs_target = info is not None and _runs_target(info, task)
+            if not runs_target:
+                await self._preflight()
+            permit = await self._permit(evidence)
+            if permit.decision is PermitDecision.WRITE and runs_target:
+                await self._preflight()
+        if permit.decision is PermitDecision.ALREADY_RUNNING:
+            reason = Reason.ALREADY_RUNNING
+            return VerdictReply.parse({"outcome": "AlreadyRunning", "reason": reason.value, "message": reason.meaning})
+        if permit.decision is PermitDecision.WRITE:
+            await self._write(permit)
+            async with self._in(Stage.REBOOTING):
+                try:
+                    await transport.reboot(task.timeouts.boot_seconds, self._judge.address)
+                except FlashJobError as error:
+                    if error.reason == Reason.PORT_SILENT:
+                        raise problem(Reason.SILENT_AFTER_WRITE, error.message) from error
+                    raise
+        elif transport.bytes_written == 0 and info is None:
+            await transport.reboot(task.timeouts.boot_seconds, self._judge.address)
+        return await self._prove()
+
+    async def _before(self) -> tuple[Info | None, bytes | None]:
+        """Evidence before anything else, as the assignment demands it (rule 3)."""
+        task, transport = self._task, self._transport
+        if task.before is Before.NONE and not task.permitted_before:
+            return None, None
+        try:
+            patience = task.timeouts.boot_seconds if task.permitted_before else task.timeouts.attest_seconds
+            info = await transport.info(patience)
+            preflight.check_identity(task, ueid=info.ueid)
+            nonce = await self._judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.BEFORE))
+            async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
+                return info, await transport.evidence(nonce.nonce)
+        except FlashJobError as error:
+            silent = error.reason in (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE)
+            if not (silent and (task.permitted_before or task.before is Before.NONE)):
+                raise
+            if transport.kind == "network":
+                raise problem(Reason.SILENT_AFTER_WRITE, error.message) from error
+            return None, None
+
+    async def _preflight(self) -> None:
+        offset = self._firmware.config.partition_table_offset
+        self._facts = await self._transport.probe(DEFAULT_TABLE_OFFSET if offset is None else offset)
+        try:
+            preflight.check_hardware(self._task, self._facts, self._firmware.config)
+        except FlashJobError:
+            await self._abandon()
+            raise
+
+    async def _permit(self, evidence: bytes | None) -> PermitReply:
+        try:
+            permit = await self._judge.permit(
+                PermitRequest(
+                    attempt=self._task.attempt,
+                    evidence=evidence,
+                    device_nonce=await self._transport.install_nonce(),
+                    release=self._firmware.release,
+                )
+            )
+        except FlashJobError:
+            await self._abandon()
+            raise
+        if permit.decision is not PermitDecision.WRITE:
+            await self._abandon()
+        return permit
+
+    async def _write(self, permit: PermitReply) -> None:
+        async with self._in(Stage.WRITING):
+            for again in range(_PERMITS):
+                try:
+                    await self._transport.write(self._firmware.image, permit, self._progress)
+                    return
+                except PermitSpent:
+                    if again == _PERMITS - 1:
+                        raise
+                    permit = await self._permit(None)
+
+    async def _prove(self) -> VerdictReply:
+        task, transport, judge = self._task, self._transport, self._judge
+        async with self._in(Stage.ATTESTING):
+            nonce = await judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.AFTER))
+            async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
+                evidence = await transport.evidence(nonce.nonce)
+                device_nonce = await transport.device_nonce(Verb.CONFIRM)
+            reply = await judge.evidence(
+                EvidenceRequest(attempt=task.attempt, evidence=evidence, device_nonce=device_nonce)
+            )
+        async with self._in(Stage.CONFIRMING):
+            async with self._limit(task.timeouts.confirm_seconds, Reason.CONFIRM_TIMEOUT):
+                if reply.confirm_grant is None:
+                    proof = await transport.evidence(reply.second_nonce)
+                else:
+                    proof = await self._confirm(reply.confirm_grant)
+            return await judge.confirm(ConfirmRequest(attempt=task.attempt, evidence=proof))
+
+    async def _confirm(self, grant: bytes) -> bytes:
+        for again in range(_CONFIRMS):
+            try:
+                return await self._transport.confirm(grant)
+            except FlashJobError as error:
+                if error.reason == Reason.DEVICE_REFUSED:
+                    raise problem(Reason.RESET_BEFORE_CONFIRM, error.message) from error
+                if again == _CONFIRMS - 1:
+                    raise problem(Reason.CONFIRM_TIMEOUT, error.message) from error
+        raise problem(Reason.CONFIRM_TIMEOUT, "no answer to the confirm grant")
+
+    async def _abandon(self) -> None:
+        """Best effort: the reason why nothing is written matters more than a port that does not let go."""
+        with contextlib.suppress(FlashJobError):
+            await self._transport.abandon()
+
+    @contextlib.asynccontextmanager
+    async def _in(self, stage: Stage) -> AsyncIterator[None]:
+        self._stage = stage
+        started = time.monotonic()
+        self._progress(0, 0)
+        try:
+            yield
+        finally:
+            self._seconds[stage.value] = round(time.monotonic() - started, 3)
+
+    @contextlib.asynccontextmanager
+    async def _limit(self, seconds: float, reason: Reason) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as error:
+            raise problem(reason, f"not done after {seconds:g} s") from error
+
+    def _progress(self, done: int, total: int) -> None:
+        self._latest = Progress(attempt=self._task.attempt, stage=self._stage, done=done, total=total)
+        self._listener(self._stage, done, total)
+        self._news.set()
+
+    async def _report(self) -> None:
+        """Tell the judge the newest progress, at most twice a second, never in the way of the work."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if self._latest is not None:
+                with contextlib.suppress(FlashJobError):
+                    await self._judge.progress(self._latest)
+            await asyncio.sleep(_PROGRESS_SECONDS)
+
+    async def _end(self, result: DeviceResult) -> None:
+        with contextlib.suppress(FlashJobError):
+            await self._judge.result(result)
+
+    def _result(self, ok: bool, reason: str, message: str) -> DeviceResult:
+        return DeviceResult(
+            task=self._task.task,
+            attempt=self._task.attempt,
+            stage=self._stage,
+            ok=ok,
+            reason=reason,
+            message=message[:1024],
+            bytes_written=self._transport.bytes_written,
+            seconds=self._seconds,
+            hardware=_hardware(self._facts) if self._facts else None,
+        )
+
+
+def _runs_target(info: Info, task: Assignment) -> bool:
+    """Whether the device claims the target's measurement (rule 2)."""
+    return any(
+        m.alg == info.measurement.alg and m.value == info.measurement.value.hex() for m in task.target.measurements
+    )
+
+
+def _hardware(facts: HardwareFacts) -> HardwareReport:
+    return HardwareReport(
+        chip=facts.target or "",
+        revision=facts.revision,
+        flash_size=facts.flash_size,
+        mac=facts.mac,
+        secure_boot=facts.secure_boot,
+        flash_encryption=None if facts.flash_encryption is None else facts.flash_encryption != "off",
+    )
