@@ -147,7 +147,7 @@ def parse_document(model: type[DocumentT], raw: bytes, what: str) -> DocumentT:
             "This is not a firmware artifact; check the reference.",
         )
     try:
-        return model.model_validate(strict_json(raw, what))
+        return model.model_validate(strict_json(raw, what), by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -77,7 +77,7 @@ def parse_reference(text: str) -> Reference:
     if not slash or not looks_like_host or not _HOST.match(host):
         raise _bad(text, "it does not begin with a registry host")
     path, tag = _split_tag(path, text)
-    if not _REPOSITORY.match(path) or len(path) > 255:
+    if len(path) > 255 or not _REPOSITORY.match(path):
         raise _bad(text, f"{path!r} is not a repository name (lower-case letters, digits, '.', '_', '-', '/')")
     return Reference(host.lower(), path, tag, digest)
 

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BuildPlans <-> an OCI index, one manifest per chip, raw layers. Pure.
+
+    index     artifactType application/vnd.flashjob.firmware.index.v1
+      child   artifactType application/vnd.flashjob.firmware.v1, platform os = runtime, architecture, variant = chip
+        config    application/vnd.flashjob.firmware.config.v1+json     what to write where; the measurements
+        layers    application/vnd.flashjob.firmware.<role>.v1+bin      in flash order, the very bytes of the files
+                  application/vnd.flashjob.firmware.release.v1+cose    the release statement, if there is one
+
+The same plans give the same bytes: canonical JSON, no times, no host names. Annotations are for people; the signed
+config decides, and what they repeat of it must agree.
+
+Rules for what is read:
+    1. The index is an OCI index with our artifactType; a chip is the entry whose variant is its target name.
+    2. No two entries with the same variant.
+    3. The chip's manifest has our artifactType and config type, and exactly the descriptor's size.
+    4. Platform, config and chip table agree on the chip.
+    5. Every image of the config is one layer with its role's type, its digest, size and offset, in the same order;
+       there is no other layer but at most one release statement.
+
+Source: OCI image specification 1.1; artifacts as manifests with artifactType.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from firmware_pipeline import config as config_
+from firmware_pipeline.config import CONFIG_MEDIA_TYPE, MAX_CONFIG_SIZE, FirmwareConfig, ImageEntry
+from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.esp.chips import by_target, normalise_target
+from firmware_pipeline.oci import (
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    Descriptor,
+    Index,
+    Manifest,
+    Platform,
+    malformed,
+    parse_document,
+    sha256_digest,
+    to_json,
+)
+from firmware_pipeline.plan import BuildPlan, PlannedFile, Role
+from firmware_pipeline.store import Blob
+
+VENDOR_TREE: Final = "application/vnd.flashjob.firmware"
+INDEX_ARTIFACT_TYPE: Final = f"{VENDOR_TREE}.index.v1"
+CHIP_ARTIFACT_TYPE: Final = f"{VENDOR_TREE}.v1"
+RELEASE_TYPE: Final = f"{VENDOR_TREE}.release.v1+cose"
+PREFIX: Final = "dev.flashjob."
+OFFSET: Final = PREFIX + "offset"
+TITLE: Final = "org.opencontainers.image.title"
+MAX_RELEASE_BYTES: Final = 768
+_RUNTIMES: Final = frozenset({"espidf", "zephyr"})
+_FILESYSTEMS: Final = frozenset({Role.SPIFFS, Role.LITTLEFS, Role.FATFS})
+
+
+@dataclass(frozen=True, slots=True)
+class PackedChip:
+    """One chip's firmware, ready to be stored.
+
+    Attributes:
+        target: the chip.
+        config: the signed config.
+        manifest: the manifest's bytes.
+        descriptor: the manifest's entry in the index.
+        blobs: everything the manifest names, config first.
+    """
+
+    target: str
+    config: FirmwareConfig
+    manifest: bytes
+    descriptor: Descriptor
+    blobs: tuple[Blob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One image to be written and the blob that holds it."""
+
+    image: ImageEntry
+    descriptor: Descriptor
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChipManifest:
+    """A chip's manifest, checked by itself; its config is still to be fetched."""
+
+    digest: str
+    manifest: Manifest
+    release: Descriptor | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChipArtifact:
+    """One chip's firmware as it was read: digests pinned, config checked, no image fetched yet.
+
+    Attributes:
+        target: the chip.
+        manifest_digest, config_digest: OCI digests; a FlashTask pins them.
+        config: what to write where, and the measurements.
+        layers: in flash order.
+        release_statement: COSE_Sign1 bytes, or None; fits the config, its signature is the gateway's to judge.
+        release_digest: OCI digest of the statement.
+    """
+
+    target: str
+    manifest_digest: str
+    config: FirmwareConfig
+    config_digest: str
+    layers: tuple[Layer, ...]
+    release_statement: bytes | None = None
+    release_digest: str | None = None
+
+    @property
+    def app(self) -> Layer:
+        """The application's layer."""
+        return next(layer for layer in self.layers if layer.image.role is Role.APP)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+def layer_type(role: Role) -> str:
+    """The media type of a layer with this role."""
+    return f"{VENDOR_TREE}.{'filesystem.' if role in _FILESYSTEMS else ''}{role.value}.v1+bin"
+
+
+def pack_chip(plan: BuildPlan, release_statement: bytes | None = None) -> PackedChip:
+    """Turn one chip's build into manifest and blobs.
+
+    Args:
+        plan: a checked build.
+        release_statement: COSE_Sign1 that travels with it.
+    """
+    chip = by_target(plan.target)
+    config = config_.from_plan(plan)
+    config_blob = Blob.of(config_.dumps(config))
+    files = sorted(plan.files, key=lambda file: file.offset)
+    layers = [
+        Descriptor(
+            media_type=layer_type(file.role), digest=file.digest, size=file.size, annotations=_annotations(file, title)
+        )
+        for file, title in zip(files, _titles(chip.target, files), strict=True)
+    ]
+    blobs = [config_blob, *(Blob(file.data, file.digest, file.size) for file in files)]
+    if release_statement is not None:
+        blob = Blob.of(release_statement)
+        title = {TITLE: f"{chip.target}/release.cose"}
+        layers.append(Descriptor(media_type=RELEASE_TYPE, digest=blob.digest, size=blob.size, annotations=title))
+        blobs.append(blob)
+    manifest = to_json(
+        Manifest(
+            schema_version=2,
+            artifact_type=CHIP_ARTIFACT_TYPE,
+            config=Descriptor(media_type=CONFIG_MEDIA_TYPE, digest=config_blob.digest, size=config_blob.size),
+            layers=layers,
+            annotations=_describe(plan),
+        )
+    )
+    descriptor = Descriptor(
+        media_type=MANIFEST_TYPE,
+        digest=sha256_digest(manifest),
+        size=len(manifest),
+        platform=Platform(
+            os=plan.build.framework if plan.build.framework in _RUNTIMES else "none",
+            architecture=chip.architecture,
+            variant=chip.target,
+        ),
+        annotations={
+            PREFIX + "min-chip-rev": str(plan.min_rev),
+            PREFIX + "secure-version": str(plan.app.secure_version),
+            PREFIX + "flash-size": plan.flash.size,
+        },
+    )
+    return PackedChip(chip.target, config, manifest, descriptor, tuple(blobs))
+
+
+def pack_index(
+    plans: Sequence[BuildPlan], chips: Sequence[PackedChip], annotations: Mapping[str, str] | None = None
+) -> bytes:
+    """The index over one release's chips, in a stable order.
+
+    Args:
+        plans: the builds, for title and version.
+        chips: the packed builds.
+        annotations: the user's own; may replace the usual ones, but not use our prefix.
+
+    Raises:
+        PipelineError: InputMissing without builds; InputDisagrees when a chip comes twice or names or versions differ.
+    """
+    if not chips:
+        raise PipelineError(Reason.InputMissing, "There is no build to push.", "Name at least one build folder.")
+    targets = sorted(chip.target for chip in chips)
+    if twice := {target for target in targets if targets.count(target) > 1}:
+        raise _disagrees(f"two builds are for the same chip ({', '.join(sorted(twice))})")
+    for what, values in (
+        ("application names", {plan.app.project_name for plan in plans}),
+        ("application versions", {plan.app.version for plan in plans}),
+    ):
+        if len(values) > 1:
+            raise _disagrees(f"their {what} differ ({', '.join(sorted(values))})")
+    own = [key for key in annotations or {} if key.startswith(PREFIX)]
+    if own:
+        raise _disagrees(f"the annotation {own[0]} uses the reserved prefix {PREFIX}")
+    return to_json(
+        Index(
+            schema_version=2,
+            artifact_type=INDEX_ARTIFACT_TYPE,
+            manifests=[chip.descriptor for chip in sorted(chips, key=lambda chip: chip.target)],
+            annotations={**_describe(plans[0]), **(annotations or {})},
+        )
+    )
+
+
+def _describe(plan: BuildPlan) -> dict[str, str]:
+    values = {
+        "title": plan.app.project_name,
+        "version": plan.app.version,
+        "source": plan.build.source,
+        "revision": plan.build.revision,
+    }
+    return {f"org.opencontainers.image.{key}": value for key, value in values.items() if value}
+
+
+def _titles(target: str, files: Sequence[PlannedFile]) -> list[str]:
+    """`<chip>/<file>`: unique over the whole index, so that generic tools can pull all chips into one folder."""
+    names = [file.name for file in files]
+    return [
+        f"{target}/{file.name if names.count(file.name) == 1 else f'{file.offset:#x}-{file.name}'}" for file in files
+    ]
+
+
+def _annotations(file: PlannedFile, title: str) -> dict[str, str]:
+    values = {TITLE: title, OFFSET: f"{file.offset:#x}"}
+    if file.partition:
+        values[PREFIX + "partition"] = file.partition
+    return values
+
+
+def _disagrees(problem: str) -> PipelineError:
+    return PipelineError(
+        Reason.InputDisagrees,
+        f"These builds cannot be one artifact: {problem}.",
+        "Push builds of one release together, one per chip; push others under a tag of their own.",
+    )
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def read_index(raw: bytes, digest: str) -> Index:
+    """Rules 1 and 2.
+
+    Raises:
+        PipelineError: ArtifactMalformed.
+    """
+    what = f"The index {digest}"
+    index = parse_document(Index, raw, what)
+    if index.media_type != INDEX_TYPE or index.artifact_type != INDEX_ARTIFACT_TYPE:
+        raise malformed(what, f"it is {index.artifact_type or index.media_type}, not {INDEX_ARTIFACT_TYPE}")
+    variants = [entry.platform.variant for entry in index.manifests if entry.platform and entry.platform.variant]
+    if len(set(variants)) != len(variants):
+        raise malformed(what, "it holds two entries for the same chip")
+    return index
+
+
+def chips(index: Index) -> list[str]:
+    """The chips an index has firmware for."""
+    return sorted(m.platform.variant for m in index.manifests if m.platform and m.platform.variant)
+
+
+def find_chip(index: Index, chip: str) -> Descriptor:
+    """The entry for a chip, in any spelling of its name.
+
+    Raises:
+        PipelineError: PlatformMissing.
+    """
+    target = normalise_target(chip)
+    for entry in index.manifests:
+        if entry.platform and entry.platform.variant == target:
+            return entry
+    raise PipelineError(
+        Reason.PlatformMissing,
+        f"The artifact holds nothing for {target}; it holds: {', '.join(chips(index)) or 'no chip at all'}.",
+        f"Build for {target}, and push all chips of the release together.",
+    )
+
+
+def read_manifest(raw: bytes, digest: str) -> ChipManifest:
+    """Rule 3, but for the size; at most one release statement.
+
+    Raises:
+        PipelineError: ArtifactMalformed, TooLarge.
+    """
+    what = f"The manifest {digest}"
+    manifest = parse_document(Manifest, raw, what)
+    if manifest.media_type != MANIFEST_TYPE or manifest.artifact_type != CHIP_ARTIFACT_TYPE:
+        raise malformed(what, f"it is {manifest.artifact_type or manifest.media_type}, not {CHIP_ARTIFACT_TYPE}")
+    if manifest.config.media_type != CONFIG_MEDIA_TYPE:
+        raise malformed(what, f"its config is {manifest.config.media_type}, not {CONFIG_MEDIA_TYPE}")
+    releases = [layer for layer in manifest.layers if layer.media_type == RELEASE_TYPE]
+    if len(releases) > 1:
+        raise malformed(what, "it holds two release statements")
+    release = releases[0] if releases else None
+    if manifest.config.size > MAX_CONFIG_SIZE or (release and release.size > MAX_RELEASE_BYTES):
+        raise PipelineError(
+            Reason.TooLarge,
+            f"{what} names a config or release statement that is larger than any real one.",
+            "Do not use this artifact; push the firmware again.",
+        )
+    return ChipManifest(digest, manifest, release)
+
+
+def read_chip(found: ChipManifest, config_bytes: bytes, chip: str, release_statement: bytes | None) -> ChipArtifact:
+    """Rules 4 and 5.
+
+    Args:
+        found: the checked manifest.
+        config_bytes: its config, already checked against its digest.
+        chip: the chip asked for; the config must be for this one.
+        release_statement: the release layer, already checked against its digest.
+
+    Raises:
+        PipelineError: ArtifactMalformed, ConfigMalformed, WrongChip, UnknownChip.
+    """
+    what = f"The manifest {found.digest}"
+    target = by_target(chip).target
+    config = config_.loads(config_bytes)
+    if config.chip.target != target:
+        raise PipelineError(
+            Reason.WrongChip,
+            f"{what} was asked for as firmware for {target}, but its config says {config.chip.target}.",
+            "Do not use this artifact: its index and its content contradict each other. Push the firmware again.",
+        )
+    descriptors = [layer for layer in found.manifest.layers if layer.media_type != RELEASE_TYPE]
+    images = sorted(config.images, key=lambda image: image.offset)
+    if len(descriptors) != len(images):
+        raise malformed(what, f"its config names {len(images)} images, but it has {len(descriptors)} image layers")
+    layers = []
+    for image, layer in zip(images, descriptors, strict=True):
+        where = f"the {image.role.value} image at {image.offset:#x}"
+        if layer.media_type != layer_type(image.role):
+            raise malformed(what, f"{where} is a layer of type {layer.media_type}")
+        if (layer.digest, layer.size) != (image.digest, image.size):
+            raise malformed(what, f"{where} has another digest or size in the config than as a layer")
+        if layer.annotations.get(OFFSET) != f"{image.offset:#x}":
+            raise malformed(what, f"{where} has the annotation {OFFSET}={layer.annotations.get(OFFSET)!r}")
+        layers.append(Layer(image, layer, layer.annotations.get(TITLE, f"{target}/{image.role.value}.bin")))
+    return ChipArtifact(
+        target=target,
+        manifest_digest=found.digest,
+        config=config,
+        config_digest=found.manifest.config.digest,
+        layers=tuple(layers),
+        release_statement=release_statement,
+        release_digest=found.release.digest if found.release else None,
+    )
+
+
+def payload_sha256(layer: Layer) -> bytes:
+    """The layer's digest as 32 bytes: the payload hash of an install grant. Not a measurement."""
+    return bytes.fromhex(layer.descriptor.digest.removeprefix("sha256:"))
