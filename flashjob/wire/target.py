@@ -29,6 +29,7 @@ class Target(WireModel):
         Digest | None, Field(description="Digest of the release statement's layer, where there is one.")
     ] = None
     chip: Annotated[str, Field(pattern=r"^[a-z0-9]{3,16}$", description="IDF target, as esp32s3.")]
+    chip_id: Annotated[int, Field(ge=0, le=0xFFFF, description="Chip id in the image header.")]
     application: Annotated[
         str, Field(min_length=1, max_length=32, description="Project name in the application descriptor.")
     ]

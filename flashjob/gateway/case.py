@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A case: all that is known of one attempt at one device when its pod asks. Pure data, gathered elsewhere."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from attestation.anchors import DeviceAnchor, Floors
+from attestation.keys import PrivateKey
+from attestation.nonce import KeyRing
+from attestation.policy import AttestationPolicySpec, Measurement
+from flashjob.wire.pod import Before, Safety, Timeouts, TransportKind
+from flashjob.wire.reasons import Reason
+from flashjob.wire.target import Measurement as PinnedMeasurement
+from flashjob.wire.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class PermitRecord:
+    """A permit that was given: FlashTask.status.report.permits."""
+
+    attempt: int
+    grant_id: str
+    fence: int
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The device as enrolled, and what it last proved."""
+
+    id: bytes
+    """Its UEID; an owner-given id where it cannot attest."""
+    device: DeviceAnchor | None
+    """None for a device without a trust anchor."""
+    policy: AttestationPolicySpec
+    confirmed: frozenset[Measurement] = frozenset()
+    """The last confirmed measurement, in every algorithm."""
+    pinned: frozenset[Measurement] = frozenset()
+    """What live tasks pin for this device."""
+    floors: Floors = field(default_factory=Floors)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One attempt of one task, as of now."""
+
+    namespace: str
+    task: str
+    task_uid: str
+    attempt: int
+    target: Target
+    transport: TransportKind
+    before: Before
+    safety: Safety
+    timeouts: Timeouts
+    subject: Subject
+    lease_transitions: int
+    permits: tuple[PermitRecord, ...] = ()
+    used_nonces: frozenset[str] = frozenset()
+    judged: bool = False
+    """This attempt has its verdict, or the whole task has one that is no rejection, or is over."""
+    held: tuple[Reason, str] | None = None
+    """Why no new write may start now (paused, deleted, suspended, ...): reason and message."""
+
+    @property
+    def audience(self) -> bytes:
+        """What nonces are bound to beside the device: this attempt of this very task."""
+        return f"{self.namespace}/{self.task_uid}/{self.attempt}".encode()
+
+    @property
+    def permit(self) -> PermitRecord | None:
+        """This attempt's permit, if it has one."""
+        return next((p for p in self.permits if p.attempt == self.attempt), None)
+
+    @property
+    def grant_ids(self) -> frozenset[bytes]:
+        """Every grant id of this task: an earlier attempt's installation may be what runs."""
+        return frozenset(bytes.fromhex(p.grant_id) for p in self.permits)
+
+    @property
+    def wanted(self) -> frozenset[Measurement]:
+        """The target's measurement, in every algorithm."""
+        return frozenset(as_measurement(m) for m in self.target.measurements)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What the gateway signs and recognises with."""
+
+    ring: KeyRing
+    grant: PrivateKey
+
+
+def as_measurement(pinned: PinnedMeasurement) -> Measurement:
+    """From the wire's hex to what the verifier compares."""
+    return Measurement(pinned.alg, bytes.fromhex(pinned.value))
+
+
+def nonce_mark(nonce: bytes) -> str:
+    """How a consumed nonce is remembered: 10 bytes of its SHA-256, hex."""
+    return hashlib.sha256(nonce).digest()[:10].hex()
