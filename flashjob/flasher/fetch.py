@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetches what one target pins, and nothing that it does not pin. Synchronous: run it in a thread.
+
+Rules (tests name them):
+
+1. Manifest, config and application layer are asked for by the target's digests; a config or layer with another digest
+   than the target's is ArtifactInvalid, even if the manifest names it.
+2. A registry that cannot be reached, and a digest it does not know, are reasons of their own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from firmware_pipeline import api
+from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.errors import Reason as PipelineReason
+from firmware_pipeline.store import ArtifactStore, Progress
+from flashjob.errors import FlashJobError
+from flashjob.flasher.run import Firmware
+from flashjob.flasher.transports.base import problem
+from flashjob.wire.reasons import Reason
+from flashjob.wire.target import Target
+
+_REASONS: Final = {
+    PipelineReason.RegistryUnauthorized: Reason.REGISTRY_UNAUTHORIZED,
+    PipelineReason.RegistryForbidden: Reason.REGISTRY_UNAUTHORIZED,
+    PipelineReason.CredentialsMalformed: Reason.REGISTRY_UNAUTHORIZED,
+    PipelineReason.RegistryUnreachable: Reason.REGISTRY_UNAVAILABLE,
+    PipelineReason.RegistryTimeout: Reason.REGISTRY_UNAVAILABLE,
+    PipelineReason.RegistryBusy: Reason.REGISTRY_UNAVAILABLE,
+    PipelineReason.StorageFailed: Reason.INTERNAL_ERROR,
+    PipelineReason.ReferenceNotFound: Reason.IMAGE_NOT_FOUND,
+    PipelineReason.DigestMismatch: Reason.DIGEST_MISMATCH,
+    PipelineReason.SizeMismatch: Reason.DIGEST_MISMATCH,
+    PipelineReason.PlatformMissing: Reason.NO_MATCHING_PLATFORM,
+    PipelineReason.WrongChip: Reason.WRONG_CHIP,
+    PipelineReason.ReleaseInvalid: Reason.RELEASE_INVALID,
+    PipelineReason.ReleaseMissing: Reason.RELEASE_INVALID,
+}
+
+
+def fetch(store: ArtifactStore, target: Target, work_dir: Path, progress: Progress | None = None) -> Firmware:
+    """Fetch and check by rules 1 and 2.
+
+    Args:
+        store: the target's repository.
+        work_dir: an existing directory; the layer is kept there.
+        progress: called as progress(bytes done, bytes in total).
+
+    Raises:
+        FlashJobError: with a wire reason; ArtifactInvalid for all that has no other.
+    """
+    try:
+        chip = api.open_manifest(store, target.manifest_digest, target.chip)
+        pinned = {
+            "config": (target.config_digest, chip.config_digest),
+            "application layer": (target.image_digest, chip.app.descriptor.digest),
+            "release statement": (target.release_digest, chip.release_digest),
+        }
+        for what, (wanted, found) in pinned.items():
+            if wanted != found:
+                message = f"the manifest names {what} {found}, the task pins {wanted}"
+                raise problem(Reason.ARTIFACT_INVALID, message)
+        path = work_dir / f"{target.image_digest.removeprefix('sha256:')}.bin"
+        api.fetch_layer(store, chip.app, path, progress)
+        return Firmware(chip.config, path.read_bytes(), chip.release_statement)
+    except PipelineError as error:
+        reason = _REASONS.get(error.reason, Reason.ARTIFACT_INVALID)
+        raise FlashJobError(reason.value, error.message, error.next_step) from error
