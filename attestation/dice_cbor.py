@@ -54,6 +54,10 @@ BOOT_ID: Final = -71002
 SLOT: Final = -71003
 SECURITY_EFUSES: Final = -71004
 
+EFUSE_SECURE_BOOT: Final = 1 << 0
+EFUSES_LOCKED: Final = EFUSE_SECURE_BOOT | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 7
+"""Secure boot, flash encryption, its release mode, JTAG off, download mode locked: what mode Normal means."""
+
 _LAYER_FIELDS: Final = frozenset(range(PROFILE_NAME, CODE_HASH + 1)) | {ISSUER, SUBJECT}
 _LEAF_FIELDS: Final = frozenset({ISSUER, SUBJECT, SUBJECT_PUBLIC_KEY, KEY_USAGE, PROFILE_NAME})
 _KEY_CERT_SIGN: Final = b"\x20"
@@ -114,7 +118,7 @@ class ApplicationConfig:
     slot: int
     """Partition subtype of the running slot."""
     security_efuses: int
-    """Bits 0 secure boot, 1 flash encryption, 2 its release mode, 3 JTAG off; others are not judged."""
+    """Bits 0 secure boot, 1 flash encryption, 2 its release mode, 3 JTAG off, 7 download mode locked."""
 
 
 def parse_certificate(
