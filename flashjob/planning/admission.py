@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a selected device may be worked on at all: a chain of checks; the first refusal is the device's.
+
+1. IdentityConflict: another Device, in any namespace, has the same id, or its Lease was made for another Device.
+2. Suspended.
+3. Quarantined, unless released after the quarantine began.
+4. PolicyMissing: the policy that judges it does not exist.
+5. SignersNotConfigured, Unsigned, SignatureMissing: the policy's demands on the artifact are not met.
+6. TransportUnsupported.
+7. NoMatchingPlatform: no image for its chip. A chip that nobody has read yet is left to preflight where the artifact has
+   one image only; with several it is refused, since nobody could say which.
+8. ArtifactInvalid and the like: the image of its chip cannot be used.
+9. ImageTooLarge, SecurityVersionRollback, Downgrade: as far as status and floors tell; preflight checks all of it again.
+
+Rules 2 and 3 are asked again before each attempt.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flashjob.wire.pod import TransportKind
+from flashjob.wire.reasons import Reason
+from flashjob.wire.target import Target
+
+from . import connection
+from .clock import seconds
+from .messages import refuse
+from .state import Admission, Device, Job, Lease, Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The device may be worked on: how it is reached and what it is to become."""
+
+    transport: TransportKind
+    target: Target
+
+
+def withheld(device: Device) -> Refusal | None:
+    """Rules 2 and 3: whether the device is withheld from every job now."""
+    if device.suspended:
+        return refuse(Reason.SUSPENDED, f"Device {device.name} is suspended")
+    quarantine = device.status.quarantine
+    if quarantine is not None and (device.released_at is None or device.released_at < seconds(quarantine.since)):
+        return refuse(
+            Reason.QUARANTINED,
+            f"Device {device.name} is in quarantine since {quarantine.since} for {quarantine.reason}",
+        )
+    return None
+
+
+def conflict(device: Device, devices: Sequence[Device], leases: Mapping[str, Lease]) -> Refusal | None:
+    """Rule 1."""
+    others = [d for d in devices if d.id == device.id and (d.namespace, d.name) != (device.namespace, device.name)]
+    if others:
+        named = ", ".join(sorted(f"{d.namespace}/{d.name}" for d in others)[:4])
+        return refuse(Reason.IDENTITY_CONFLICT, f"{named} has the same id as Device {device.namespace}/{device.name}")
+    lease = leases.get(device.id)
+    owner = (device.namespace, device.name)
+    known = {(d.namespace, d.name) for d in devices}
+    if lease is not None and lease.owner != owner and lease.owner in known:
+        return refuse(
+            Reason.IDENTITY_CONFLICT, f"Lease {lease.name} of this id was made for Device {'/'.join(lease.owner)}"
+        )
+    return None
+
+
+def _image(device: Device, admission: Admission) -> Target | Refusal:
+    chip = device.facts.chip if device.facts else ""
+    chips = sorted({*admission.targets, *admission.refused_chips})
+    if not chip and len(chips) == 1:
+        chip = chips[0]
+    if chip in admission.refused_chips:
+        return admission.refused_chips[chip]
+    if chip not in admission.targets:
+        what = f"chip {chip}" if chip else "its chip, which nobody has read yet (enrol it again)"
+        return refuse(
+            Reason.NO_MATCHING_PLATFORM,
+            f"the index has images for {', '.join(chips) or 'no chip'}, but Device {device.name} needs {what}",
+        )
+    return admission.targets[chip]
+
+
+def _floors(job: Job, device: Device, target: Target) -> Refusal | None:
+    facts, floors = device.facts, device.status.floors
+    if facts is not None and facts.slot_size is not None and target.image_size > facts.slot_size:
+        return refuse(
+            Reason.IMAGE_TOO_LARGE,
+            f"the image has {target.image_size} bytes, the slot of Device {device.name} {facts.slot_size}",
+        )
+    if floors is None:
+        return None
+    if target.secure_version < floors.security_version:
+        return refuse(
+            Reason.SECURITY_VERSION_ROLLBACK,
+            f"secure_version {target.secure_version} is below the {floors.security_version} that "
+            f"Device {device.name} has confirmed",
+        )
+    if target.sequence < floors.sequence and not job.spec.safety.allow_downgrade:
+        return refuse(
+            Reason.DOWNGRADE,
+            f"release sequence {target.sequence} is below the {floors.sequence} that Device {device.name} has confirmed",
+        )
+    return None
+
+
+def admit(
+    job: Job, device: Device, devices: Sequence[Device], leases: Mapping[str, Lease], admission: Admission
+) -> Admitted | Refusal:
+    """Rules 1 to 9, in this order. `devices` are those of all namespaces."""
+    refusal = conflict(device, devices, leases) or withheld(device)
+    if refusal is not None:
+        return refusal
+    policy = admission.policies.get(device.policy)
+    if policy is None:
+        return refuse(
+            Reason.POLICY_MISSING, f"AttestationPolicy {device.policy} of Device {device.name} cannot be read"
+        )
+    if policy.refusal is not None:
+        return policy.refusal
+    transport = connection.kind(job.spec.transport, device)
+    if isinstance(transport, Refusal):
+        return transport
+    target = _image(device, admission)
+    if isinstance(target, Refusal):
+        return target
+    return _floors(job, device, target) or Admitted(transport, target)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which failures are tried again, and when.
+
+1. Retried: transport, port, timeouts, registry, gateway, lost pods, and a confirm that did not get through. The next
+   attempt attests first, so a device that already proves the target is never written again.
+2. Never retried: refusals, signatures, policy, and everything a device proved wrong (MeasurementMismatch, BootIdMismatch,
+   evidence that does not hold). Trying again would not make it truer.
+3. A reason that is not known here is not retried.
+4. At most `limit` attempts after the first; the last attempt's reason is the task's reason.
+5. The wait before retry n is backoff * 2^(n-1), at most an hour.
+6. A failure without any permit whose reason is a refusal ends as Rejected: nothing was written. All others end as Failed.
+"""
+
+from typing import Final
+
+from flashjob.api.flashjob import Retries
+from flashjob.wire.reasons import Reason
+
+MAX_BACKOFF: Final = 3600.0
+
+RETRIED: Final = frozenset(
+    {
+        Reason.PORT_NOT_FOUND,
+        Reason.PORT_BUSY,
+        Reason.PORT_SILENT,
+        Reason.TRANSPORT_LOST,
+        Reason.DEVICE_UNREACHABLE,
+        Reason.WRITE_FAILED,
+        Reason.VERIFY_FAILED,
+        Reason.REGISTRY_UNAVAILABLE,
+        Reason.GATEWAY_UNAVAILABLE,
+        Reason.GATEWAY_UNREADY,
+        Reason.PERMIT_REFUSED,
+        Reason.NOT_ASSIGNED,
+        Reason.START_TIMEOUT,
+        Reason.FETCH_TIMEOUT,
+        Reason.WRITE_TIMEOUT,
+        Reason.ATTEST_TIMEOUT,
+        Reason.CONFIRM_TIMEOUT,
+        Reason.RESET_BEFORE_CONFIRM,
+        Reason.SILENT_AFTER_WRITE,
+        Reason.POD_FAILED,
+        Reason.POD_LOST,
+        Reason.STOPPED,
+    }
+)
+
+FAILURES: Final = RETRIED | {Reason.RETRIES_EXHAUSTED, Reason.INTERNAL_ERROR, Reason.REDISCOVERY_TIMEOUT}
+"""Not refusals, whether or not a byte was written."""
+
+
+def retried(code: str) -> bool:
+    """Rules 1 to 3."""
+    return code in RETRIED
+
+
+def attempts_left(attempt: int, retries: Retries) -> bool:
+    """Rule 4: whether there is a next attempt after this one."""
+    return attempt <= retries.limit
+
+
+def next_start(attempt: int, ended_at: float, retries: Retries) -> float:
+    """Rule 5: when the attempt after `attempt` may start."""
+    return ended_at + min(float(retries.backoff_seconds) * 2.0 ** min(attempt - 1, 32), MAX_BACKOFF)
+
+
+def refusal(code: str) -> bool:
+    """Rule 6: whether the reason is a refusal."""
+    return code not in FAILURES
