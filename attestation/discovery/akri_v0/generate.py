@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate discovery_pb2.py and discovery_pb2_grpc.py: `python -m attestation.discovery.akri_v0.generate`."""
+"""Generate the Python modules of discovery.proto: `python -m attestation.discovery.akri_v0.generate`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 PACKAGE = "attestation/discovery/akri_v0"
-MODULES = ("discovery_pb2.py", "discovery_pb2_grpc.py")
+MODULES = ("discovery_pb2.py", "discovery_pb2.pyi", "discovery_pb2_grpc.py")
 _LICENSE = "# SPDX-License-Identifier: Apache-2.0\n"
 
 
@@ -21,7 +21,7 @@ def generate(target: Path) -> int:
     from grpc_tools import protoc  # type: ignore[import-untyped]  # only developers have it
 
     root = Path(str(files("attestation"))).parent
-    includes = [f"-I{root}", f"--python_out={target}", f"--grpc_python_out={target}"]
+    includes = [f"-I{root}", f"--python_out={target}", f"--pyi_out={target}", f"--grpc_python_out={target}"]
     code = int(protoc.main(["protoc", *includes, str(root / PACKAGE / "discovery.proto")]))
     for module in MODULES if code == 0 else ():
         path = target / PACKAGE / module

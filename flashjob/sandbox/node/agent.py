@@ -32,6 +32,7 @@ HEARTBEAT_SECONDS: Final = 10.0
 INSTANCES_PATH: Final = "/apis/akri.sh/v0/instances"
 _TERMINAL: Final = frozenset({"Succeeded", "Failed"})
 _RETRY_SECONDS: Final = 1.0
+_LAST_REPORT_SECONDS: Final = 4.0
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -54,7 +55,7 @@ class NodeAgent:
         self._config = config
         self._path = f"/api/v1/nodes/{config.name}"
         self._instances: dict[str, Json] = {}
-        self._instances_known = False
+        self._instances_known = asyncio.Event()
         self._devices_changed = asyncio.Event()
         self._workers: dict[str, PodWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,6 +84,8 @@ class NodeAgent:
                 await self._watch_pods()
         finally:
             self._lifeline.close()  # every pod's tether: SIGTERM, two seconds, SIGKILL
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_LAST_REPORT_SECONDS)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -159,7 +162,7 @@ class NodeAgent:
         async for event in self._client.follow(INSTANCES_PATH):
             if isinstance(event, Listed):
                 self._instances = {item["metadata"]["name"]: item for item in event.items if self._is_here(item)}
-                self._instances_known = True
+                self._instances_known.set()
             elif event.deleted or not self._is_here(event.item):
                 self._instances.pop(event.item["metadata"]["name"], None)
             else:
@@ -184,10 +187,11 @@ class NodeAgent:
         while True:
             await self._devices_changed.wait()
             self._devices_changed.clear()
-            if self._instances_known:
+            if self._instances_known.is_set():
                 await self._insist(offer)
 
     async def _watch_pods(self) -> None:
+        await self._instances_known.wait()  # admission checks claims against them
         params = {"fieldSelector": f"spec.nodeName={self._config.name}"}
         async for event in self._client.follow("/api/v1/pods", params):
             if isinstance(event, Changed):
