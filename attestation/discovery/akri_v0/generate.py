@@ -9,7 +9,7 @@ from pathlib import Path
 
 PACKAGE = "attestation/discovery/akri_v0"
 MODULES = ("discovery_pb2.py", "discovery_pb2.pyi", "discovery_pb2_grpc.py")
-_LICENSE = "# SPDX-License-Identifier: Apache-2.0\n"
+_HEADER = "# SPDX-License-Identifier: Apache-2.0\n# ruff: noqa\n# mypy: ignore-errors\n"
 
 
 def generate(target: Path) -> int:
@@ -25,7 +25,7 @@ def generate(target: Path) -> int:
     code = int(protoc.main(["protoc", *includes, str(root / PACKAGE / "discovery.proto")]))
     for module in MODULES if code == 0 else ():
         path = target / PACKAGE / module
-        path.write_text(_LICENSE + path.read_text(encoding="utf-8"), encoding="utf-8")
+        path.write_text(_HEADER + path.read_text(encoding="utf-8"), encoding="utf-8")
     return code
 
 
