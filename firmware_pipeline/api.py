@@ -12,6 +12,7 @@
 Synchronous; stores may be used from several threads. Every function raises PipelineError with a stable reason.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.layout import LayoutStore
 from firmware_pipeline.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, Index, malformed
 from firmware_pipeline.plan import MAX_FILE_SIZE, BuildPlan
-from firmware_pipeline.reference import Reference, check_tag, parse_reference
+from firmware_pipeline.reference import LAYOUT_PREFIX, Reference, check_tag, layout_reference, parse_reference
 from firmware_pipeline.signing.keys import Signer, TrustedKey
 from firmware_pipeline.signing.release import ReleaseKey, mint_release, read_sequence
 from firmware_pipeline.signing.sign import sign
@@ -79,6 +80,20 @@ class VerifiedIndex:
     digest: str
     index: Index
     signers: tuple[str, ...]
+
+
+def locate(text: str) -> Reference:
+    """Read what a user typed: a reference, `oci:DIRECTORY`, or simply the path of a layout directory.
+
+    Raises:
+        PipelineError: ReferenceMalformed.
+    """
+    if not text.startswith(LAYOUT_PREFIX):
+        with contextlib.suppress(PipelineError):
+            found = layout_reference(text)
+            if (Path(found.path) / "oci-layout").is_file():
+                return found
+    return parse_reference(text)
 
 
 def open_store(
@@ -145,7 +160,7 @@ def push(
     chips = [_pack(plan, release) for plan in plans]
     index = artifact.pack_index(plans, chips, annotations)
     store = store or open_store(where, options, push=True, create=True)
-    blobs = {blob.digest: (chip.target, blob) for chip in chips for blob in chip.blobs}
+    blobs = {blob.digest: (title, blob) for chip in chips for title, blob in chip.blobs}
     for title, blob in blobs.values():
         store.put_blob(blob, _named(progress, title))
     for chip in chips:
@@ -304,6 +319,7 @@ __all__ = [
     "Release",
     "VerifiedIndex",
     "fetch_layer",
+    "locate",
     "open_chip",
     "open_index",
     "open_manifest",

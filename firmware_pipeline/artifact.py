@@ -17,10 +17,12 @@ Rules for what is read:
     4. Platform, config and chip table agree on the chip.
     5. Every image of the config is one layer with its role's type, its digest, size and offset, in the same order;
        there is no other layer but at most one release statement.
+    6. Titles are `<chip>/<file name>`, no two alike: they become file names.
 
 Source: OCI image specification 1.1; artifacts as manifests with artifactType.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -52,6 +54,7 @@ PREFIX: Final = "dev.flashjob."
 OFFSET: Final = PREFIX + "offset"
 TITLE: Final = "org.opencontainers.image.title"
 MAX_RELEASE_BYTES: Final = 768
+_TITLE: Final = re.compile(r"^[a-z0-9]{1,32}/[A-Za-z0-9_][A-Za-z0-9._+-]{0,160}\Z")
 _RUNTIMES: Final = frozenset({"espidf", "zephyr"})
 _FILESYSTEMS: Final = frozenset({Role.SPIFFS, Role.LITTLEFS, Role.FATFS})
 
@@ -65,14 +68,14 @@ class PackedChip:
         config: the signed config.
         manifest: the manifest's bytes.
         descriptor: the manifest's entry in the index.
-        blobs: everything the manifest names, config first.
+        blobs: (title, content) of everything the manifest names, config first.
     """
 
     target: str
     config: FirmwareConfig
     manifest: bytes
     descriptor: Descriptor
-    blobs: tuple[Blob, ...]
+    blobs: tuple[tuple[str, Blob], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +142,20 @@ def pack_chip(plan: BuildPlan, release_statement: bytes | None = None) -> Packed
     config = config_.from_plan(plan)
     config_blob = Blob.of(config_.dumps(config))
     files = sorted(plan.files, key=lambda file: file.offset)
-    layers = [
-        Descriptor(
-            media_type=layer_type(file.role), digest=file.digest, size=file.size, annotations=_annotations(file, title)
+    blobs = [(f"{chip.target}/config.json", config_blob)]
+    layers = []
+    for file, title in zip(files, _titles(chip.target, files), strict=True):
+        blobs.append((title, Blob(file.data, file.digest, file.size)))
+        note = _annotations(file, title)
+        layers.append(
+            Descriptor(media_type=layer_type(file.role), digest=file.digest, size=file.size, annotations=note)
         )
-        for file, title in zip(files, _titles(chip.target, files), strict=True)
-    ]
-    blobs = [config_blob, *(Blob(file.data, file.digest, file.size) for file in files)]
     if release_statement is not None:
-        blob = Blob.of(release_statement)
-        title = {TITLE: f"{chip.target}/release.cose"}
-        layers.append(Descriptor(media_type=RELEASE_TYPE, digest=blob.digest, size=blob.size, annotations=title))
-        blobs.append(blob)
+        title, blob = f"{chip.target}/release.cose", Blob.of(release_statement)
+        blobs.append((title, blob))
+        layers.append(
+            Descriptor(media_type=RELEASE_TYPE, digest=blob.digest, size=blob.size, annotations={TITLE: title})
+        )
     manifest = to_json(
         Manifest(
             schema_version=2,
@@ -315,7 +320,7 @@ def read_manifest(raw: bytes, digest: str) -> ChipManifest:
 
 
 def read_chip(found: ChipManifest, config_bytes: bytes, chip: str, release_statement: bytes | None) -> ChipArtifact:
-    """Rules 4 and 5.
+    """Rules 4 to 6.
 
     Args:
         found: the checked manifest.
@@ -339,7 +344,7 @@ def read_chip(found: ChipManifest, config_bytes: bytes, chip: str, release_state
     images = sorted(config.images, key=lambda image: image.offset)
     if len(descriptors) != len(images):
         raise malformed(what, f"its config names {len(images)} images, but it has {len(descriptors)} image layers")
-    layers = []
+    layers: list[Layer] = []
     for image, layer in zip(images, descriptors, strict=True):
         where = f"the {image.role.value} image at {image.offset:#x}"
         if layer.media_type != layer_type(image.role):
@@ -348,7 +353,10 @@ def read_chip(found: ChipManifest, config_bytes: bytes, chip: str, release_state
             raise malformed(what, f"{where} has another digest or size in the config than as a layer")
         if layer.annotations.get(OFFSET) != f"{image.offset:#x}":
             raise malformed(what, f"{where} has the annotation {OFFSET}={layer.annotations.get(OFFSET)!r}")
-        layers.append(Layer(image, layer, layer.annotations.get(TITLE, f"{target}/{image.role.value}.bin")))
+        title = layer.annotations.get(TITLE, "")
+        if not _TITLE.match(title) or not title.startswith(f"{target}/") or title in {known.title for known in layers}:
+            raise malformed(what, f"{where} has the title {title[:100]!r}; needed is a unique {target}/<file name>")
+        layers.append(Layer(image, layer, title))
     return ChipArtifact(
         target=target,
         manifest_digest=found.digest,

@@ -23,7 +23,7 @@ EMPTY_JSON: Final = b"{}"
 MANIFEST_TYPES: Final = (INDEX_TYPE, MANIFEST_TYPE, DOCKER_INDEX_TYPE, DOCKER_MANIFEST_TYPE)
 
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
-DIGEST_PATTERN: Final = r"^sha256:[0-9a-f]{64}\Z"
+DIGEST_PATTERN: Final = "^sha256:[0-9a-f]{64}$"
 _DIGEST = re.compile(DIGEST_PATTERN)
 
 JsonObject = dict[str, Any]
@@ -40,7 +40,7 @@ def check_digest(digest: str) -> str:
     Raises:
         PipelineError: ReferenceMalformed.
     """
-    if not _DIGEST.match(digest):
+    if not _DIGEST.fullmatch(digest):
         raise PipelineError(
             Reason.ReferenceMalformed,
             f"{digest[:100]!r} is not a digest of the form sha256:<64 lower-case hex digits>.",
