@@ -9,7 +9,7 @@ from pathlib import Path
 
 PACKAGE = "attestation/discovery/akri_v0"
 MODULES = ("discovery_pb2.py", "discovery_pb2.pyi", "discovery_pb2_grpc.py")
-_HEADER = "# SPDX-License-Identifier: Apache-2.0\n# ruff: noqa\n# mypy: ignore-errors\n"
+_HEADER = "# SPDX-License-Identifier: Apache-2.0\n# mypy: ignore-errors\n"
 
 
 def generate(target: Path) -> int:
