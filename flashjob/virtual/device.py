@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One virtual device: flash, loader, bootloader, application, and a serial or network line, put together.
+
+Rules (tests name them):
+
+1. The chip is in one of three modes: in its loader, running an application, or dead (nothing bootable, or silent by
+   fault or lie). A reset always goes through the bootloader, which decides.
+2. On a pseudo-terminal a SYNC frame seen outside the loader is a reset into the loader; a loader that leaves is a
+   reset into the application. Nothing else moves the chip between the two.
+3. What flash, NVS and eFuses hold survives every reset; a nonce, an upload and a grant in RAM do not.
+4. An installation that is not confirmed by its deadline rolls back by itself.
+5. `boots` counts every start of the bootloader, the flash counts every byte: they are the proof of what really
+   happened, whatever the device itself says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+
+from firmware_pipeline.esp import builder, partitions
+from flashjob.virtual import bootloader, slip
+from flashjob.virtual.adversaries import Behaviour
+from flashjob.virtual.application import Application
+from flashjob.virtual.bootloader import BootError
+from flashjob.virtual.faults import CablePulled, Effect, Fault, SilentPort
+from flashjob.virtual.flash import Flash, FlashIOError, Operation
+from flashjob.virtual.network import DeviceServer
+from flashjob.virtual.nvs import Nvs
+from flashjob.virtual.port import SerialPort
+from flashjob.virtual.profile import DEFAULT_CONFIRM_SECONDS, DeviceIdentity, Hardware, Owner
+from flashjob.virtual.rom import SYNC, TARGETS, ChipFuses, RomLoader
+from flashjob.virtual.serial_application import SerialApplication
+
+BOOT_SECONDS = 0.05
+"""How long a chip takes from reset to its application."""
+
+
+class Mode(Enum):
+    """Where the chip is (rule 1)."""
+
+    LOADER = "Loader"
+    BOOTING = "Booting"
+    RUNNING = "Running"
+    DEAD = "Dead"
+
+
+class CableGone(Exception):
+    """Raised through the loader when the cable is pulled or the chip hangs in the middle of a block."""
+
+
+class VirtualDevice:
+    """A device on a serial line (`link` given) or on the network.
+
+    Args:
+        name: for people.
+        identity: chip and secret.
+        owner: provisioned public keys.
+        link: where the serial port shall be found; None: a network device.
+        behaviour: how honest the firmware is.
+        faults: what goes wrong below the firmware.
+        simulate_rate: let the serial line take the time that its baud rate asks for.
+        locked_loader: let the loader show and enforce the security eFuses, as hardware would: then nothing can be
+            written over serial to a chip whose download mode is locked. False: the line ends in a loader of the
+            owner's own, which is open.
+        confirm_seconds: deadline of installations that came over serial.
+        port: TCP port on 127.0.0.1; 0: any, and another after each reset with `moves`.
+        moves: come back at another port after each reset.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity: DeviceIdentity,
+        owner: Owner,
+        *,
+        link: Path | None = None,
+        behaviour: Behaviour | None = None,
+        faults: Sequence[Fault] = (),
+        simulate_rate: bool = False,
+        locked_loader: bool = False,
+        confirm_seconds: int = DEFAULT_CONFIRM_SECONDS,
+        port: int = 0,
+        moves: bool = False,
+    ) -> None:
+        self.name, self.identity = name, identity
+        self.behaviour = behaviour or Behaviour()
+        self.faults = list(faults)
+        self.flash = Flash(identity.hardware.flash_size, hook=self._flash_hook)
+        self.nvs = Nvs()
+        self.mode = Mode.DEAD
+        self.boots = 0
+        self.boot_failure = ""
+        self.application: Application | None = None
+        self.server = DeviceServer(self.reset, self._image_bytes)
+        self.port = SerialPort(link, self._received, simulate_rate=simulate_rate) if link is not None else None
+        self._owner, self._confirm_seconds = owner, confirm_seconds
+        self._host_port, self._moves = port, moves
+        self._area = bytearray(bootloader.HANDOVER_SIZE)
+        self._rom = RomLoader(_fuses(identity.hardware, locked_loader), self.flash, self._block) if link else None
+        self._slip = slip.SlipDecoder()
+        self._corrupt_next = False
+        self._lines: SerialApplication | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def factory_flash(self, app: bytes, *, extra: Iterable[tuple[int, bytes]] = ()) -> None:
+        """Program bootloader, partition table and `app` into ota_0, as a factory does; counters start at zero."""
+        hardware = self.identity.hardware
+        table = builder.default_partitions(table_offset=hardware.table_offset, flash_size=hardware.flash_size)
+        self.flash.load(0, b"\xff" * self.flash.size)
+        self.flash.load(hardware.chip.bootloader_offset, builder.build_bootloader(hardware.chip.target))
+        self.flash.load(hardware.table_offset, partitions.build_table(table))
+        self.flash.load(table.ota_slots[0].offset, app)
+        for offset, data in extra:
+            self.flash.load(offset, data)
+        self.nvs = Nvs()
+        for row in table.partitions:
+            self.flash.watch(row.name, row.offset, row.size)
+        self.flash.reset_counters()
+
+    async def start(self) -> None:
+        """Plug it in, power it up; returns when it runs, or is dead."""
+        if self.port is not None:
+            self.port.plug()
+        await self._boot()
+
+    async def stop(self) -> None:
+        """Power it down and take it away."""
+        self._halt()
+        self.mode = Mode.DEAD
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.server.stop()
+        if self.port is not None:
+            self.port.unplug()
+
+    def reset(self) -> None:
+        """Press the reset button: the application starts anew."""
+        self._halt()
+        self.mode = Mode.BOOTING
+        self._spawn(self._restart())
+
+    def unplug(self) -> None:
+        """Pull the cable of a serial device; the chip loses its power."""
+        self._halt()
+        self.mode = Mode.DEAD
+        if self.port is not None:
+            self.port.unplug()
+
+    def replug(self) -> None:
+        """Plug the cable in again: a new node under the same name, and the application starts."""
+        if self.port is not None:
+            self.port.plug()
+        self.reset()
+
+    def behave(self, behaviour: Behaviour) -> None:
+        """From the next reset on be as honest as `behaviour`; the reset follows at once."""
+        self.behaviour = behaviour
+        self.reset()
+
+    def counters(self) -> dict[str, object]:
+        """What really happened: boots, flash bytes, and per partition bytes erased, programmed, images begun."""
+        return {
+            "mode": self.mode.value,
+            "boots": self.boots,
+            "bytesErased": self.flash.bytes_erased,
+            "bytesProgrammed": self.flash.bytes_programmed,
+            "partitions": {
+                name: {"erased": r.erased, "programmed": r.programmed, "installs": r.installs}
+                for name, r in self.flash.regions.items()
+            },
+            "installs": sum(r.installs for name, r in self.flash.regions.items() if name.startswith("ota_")),
+            "fence": self.nvs.fence,
+            "sequence": self.nvs.sequence,
+            "bootFailure": self.boot_failure,
+        }
+
+    def _halt(self) -> None:
+        """Everything in RAM is gone (rule 3)."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        self.application = self._lines = None
+        self._slip.reset()
+
+    async def _restart(self) -> None:
+        await self.server.stop()
+        await asyncio.sleep(BOOT_SECONDS)
+        if self.mode is Mode.BOOTING:
+            await self._boot()
+
+    async def _boot(self) -> None:
+        hardware = self.identity.hardware
+        self.boots += 1
+        self.mode, self.boot_failure = Mode.DEAD, ""
+        try:
+            result = bootloader.boot(
+                self.flash,
+                self.identity,
+                nvs=self.nvs,
+                area=self._area,
+                random=secrets.token_bytes,
+                behaviour=self.behaviour,
+            )
+        except (BootError, FlashIOError) as error:
+            self.boot_failure = str(error)
+            self._log(f"E (20) boot: {error}")
+            return
+        if not self.behaviour.comes_back(unconfirmed=result.unconfirmed) or self._silent:
+            return
+        application = Application(
+            result,
+            flash=self.flash,
+            hardware=hardware,
+            owner=self._owner,
+            nvs=self.nvs,
+            clock=time.monotonic,
+            random=secrets.token_bytes,
+            behaviour=self.behaviour,
+            takes_image=self.port is None,
+            confirm_seconds=self._confirm_seconds,
+        )
+        self.mode, self.application = Mode.RUNNING, application
+        if application.deadline is not None:
+            self._later(application.deadline - time.monotonic(), self._deadline)
+        if self.port is None:
+            self._host_port = 0 if self._moves else self._host_port
+            await self.server.start(application, port=self._host_port)
+            self._host_port = self.server.port
+        else:
+            self.port.baud = 115_200
+            self._lines = SerialApplication(application, time.monotonic)
+            for line in result.log:
+                self._log(line)
+            self.port.log(self._lines.beacon())
+
+    def _deadline(self) -> None:
+        """Rule 4."""
+        application = self.application
+        if application is None or application.deadline is None:
+            return
+        if not application.overdue():
+            self._later(application.deadline - time.monotonic(), self._deadline)
+        elif application.roll_back():
+            self.reset()
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        self._timers.add(asyncio.get_running_loop().call_later(max(0.0, seconds) + 0.001, action))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- serial line ---------------------------------------------------------------------------------------------
+
+    def _received(self, data: bytes) -> None:
+        frames, rest = self._slip.feed(data)
+        for frame in frames:
+            if self.mode is not Mode.LOADER and frame[8:] == SYNC:
+                self._enter_loader()
+            if self.mode is Mode.LOADER:
+                self._loader(frame)
+        if self.mode is Mode.RUNNING and self._lines is not None and rest:
+            output = self._lines.feed(rest)
+            if output.data and self.port is not None:
+                self.port.send(output.data)
+            if output.reboot:
+                self.reset()
+
+    def _enter_loader(self) -> None:
+        if self._silent or self._rom is None or self.port is None:
+            return
+        self._halt()
+        self.mode = Mode.LOADER
+        self._rom.restart()
+
+    def _loader(self, frame: bytes) -> None:
+        if self._rom is None or self.port is None:
+            return
+        try:
+            reply = self._rom.handle(frame)
+        except CableGone:
+            return
+        if reply.frames:
+            self.port.send(b"".join(map(slip.encode, reply.frames)))
+        if reply.baud:
+            self.port.baud = reply.baud
+        if reply.boot:
+            self.reset()
+
+    def _log(self, line: str) -> None:
+        if self.port is not None:
+            self.port.log(line.encode() + b"\r\n")
+
+    # --- faults --------------------------------------------------------------------------------------------------
+
+    @property
+    def _silent(self) -> bool:
+        return any(isinstance(fault, SilentPort) for fault in self.faults)
+
+    def _strike(self, done: int, total: int) -> Fault | None:
+        return next((fault for fault in self.faults if fault.strikes(done, total)), None)
+
+    def _block(self, offset: int, done: int, total: int) -> None:
+        """Before a block of a serial write."""
+        fault = self._strike(done, total)
+        if fault is None:
+            return
+        if fault.effect is Effect.FAIL:
+            raise FlashIOError(f"programming failed at {offset + done:#x}")
+        if fault.effect is Effect.CORRUPT:
+            self._corrupt_next = True
+            return
+        if isinstance(fault, CablePulled):
+            self.unplug()
+            if fault.replug_seconds is not None:
+                self._later(fault.replug_seconds, self.replug)
+        else:
+            self._halt()
+            self.mode = Mode.DEAD
+        raise CableGone
+
+    def _image_bytes(self, done: int, total: int) -> None:
+        """After a chunk of a network upload."""
+        fault = self._strike(done, total)
+        if fault is None:
+            return
+        if fault.effect is Effect.HANG:
+            self._halt()
+            self.mode = Mode.DEAD
+            self._spawn(self.server.stop())
+        raise ConnectionResetError("the line broke")
+
+    def _flash_hook(self, operation: Operation, offset: int, length: int) -> None:
+        """A flipped bit is a bit that was programmed to 0 before its byte was."""
+        if operation == "program" and self._corrupt_next and length:
+            self._corrupt_next = False
+            self.flash.load(offset, b"\0")
+
+
+def _fuses(hardware: Hardware, locked: bool) -> ChipFuses:
+    if hardware.chip.target not in TARGETS:
+        raise ValueError(f"no virtual loader for {hardware.chip.display}; use one of {', '.join(TARGETS)}")
+    fuses = hardware.fuses
+    return ChipFuses(
+        chip=hardware.chip.target,
+        chip_id=hardware.chip.chip_id,
+        mac=hardware.mac,
+        revision=hardware.revision,
+        secure_version=fuses.secure_version,
+        secure_boot=locked and fuses.secure_boot,
+        flash_encryption=locked and fuses.flash_encryption,
+        secure_download=locked and fuses.download_locked,
+        jtag_disabled=locked and fuses.jtag_off,
+    )
