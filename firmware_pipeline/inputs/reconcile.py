@@ -159,7 +159,7 @@ def _unique_offsets(files: Sequence[RawFile]) -> None:
 def _one_app(files: Sequence[RawFile], images: dict[int, ImageInfo]) -> RawFile:
     """Rule 2, and that what is called an application is one, not a whole flash."""
     for file in files:
-        if file.role is Role.APP and file.offset not in images:
+        if file.role in (Role.APP, Role.BOOTLOADER) and file.offset not in images:
             parse_image(file.data)  # says what is wrong with it
         if file.offset in images and _is_merged(file, images[file.offset]):
             raise _disagrees(
