@@ -131,7 +131,7 @@ class WorkQueue(Generic[K]):
                 again = self._window
             else:
                 again = self._failed(key, error)
-        except Exception as error:  # noqa: BLE001: rule 4; the error is logged with its traceback
+        except Exception as error:  # noqa: BLE001 - rule 4; it is logged with its traceback
             again = self._failed(key, error)
         else:
             self._failures.pop(key, None)
@@ -140,7 +140,7 @@ class WorkQueue(Generic[K]):
 
     def _failed(self, key: K, error: Exception) -> float:
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        wait = min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(count - 1, 16))
+        wait = min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * float(2 ** min(count - 1, 16)))
         transient = isinstance(error, ApiError) and error.transient
         _log.warning("work on %s failed, again in %.0f s: %s", key, wait, error, exc_info=None if transient else error)
         return wait

@@ -80,9 +80,9 @@ class Reflector(Generic[T]):
         self._api = api
         self._namespace = namespace
         self._project = project
-        self._selectors = {"label_selector": label_selector, "field_selector": field_selector}
+        self._labels, self._fields = label_selector, field_selector
         self._listeners: list[OnChange[T]] = [on_change] if on_change else []
-        self._random = random_source or random.Random()  # noqa: S311: jitter, not secrecy
+        self._random = random_source or random.Random()  # noqa: S311 - jitter, not secrecy
         self._sleep = sleep
         self._values: dict[Key, T] = {}
         self._seen: dict[Key, _Seen] = {}
@@ -130,6 +130,7 @@ class Reflector(Generic[T]):
                 heard = await self._watch()
             except _Untrusted:
                 self._version = None
+                await self._back_off(None)
             except ApiError as error:
                 self.last_error = error
                 if error.status not in (0, 429):
@@ -142,7 +143,10 @@ class Reflector(Generic[T]):
     async def _list(self) -> None:
         found: dict[Key, Obj] = {}
         version = ""
-        async with aclosing(self._api.list_pages(self.resource, self._namespace, **self._selectors)) as pages:
+        stream = self._api.list_pages(
+            self.resource, self._namespace, label_selector=self._labels, field_selector=self._fields
+        )
+        async with aclosing(stream) as pages:
             async for page in pages:
                 version = page.resource_version
                 for obj in page.items:
@@ -160,13 +164,18 @@ class Reflector(Generic[T]):
         """Follow one watch to its end; returns whether anything was heard."""
         heard = False
         stream = self._api.watch(
-            self.resource, self._namespace, resource_version=self._version or "", **self._selectors
+            self.resource,
+            self._namespace,
+            resource_version=self._version or "",
+            label_selector=self._labels,
+            field_selector=self._fields,
         )
         async with aclosing(stream) as events:
             async for event in events:
                 heard = True
                 self._take(event)
                 self._hear()
+                self._failures = 0
         return heard
 
     def _take(self, event: WatchEvent) -> None:
@@ -219,7 +228,6 @@ class Reflector(Generic[T]):
 
     def _hear(self) -> None:
         self._heard = asyncio.get_running_loop().time()
-        self._failures = 0
         self.last_error = None
 
     async def _back_off(self, error: ApiError | None) -> None:
