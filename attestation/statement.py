@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from attestation import cose
-from attestation.cbor import Writable, dumps, strict_loads
+from attestation.cbor import dumps, strict_loads
 from attestation.errors import Code, Reject
 from attestation.keys import Alg, PrivateKey, PublicKey, key_id
 
@@ -43,7 +43,7 @@ class Digest(Strict):
             raise ValueError(f"{len(self.value)} bytes do not fit hash algorithm {self.alg}")
         return self
 
-    def to_cbor(self) -> list[Writable]:
+    def to_cbor(self) -> list[int | bytes]:
         """``[alg, value]``, as it stands in every message."""
         return [self.alg, self.value]
 

@@ -248,8 +248,7 @@ class Application:
         try:
             signed = grants.parse(data)
         except Reject as error:
-            code = ErrorCode.TOO_LARGE if error.code is Code.SIZE else ErrorCode.MALFORMED
-            raise Refusal(code, str(error)) from error
+            raise Refusal(ErrorCode.MALFORMED, str(error)) from error
         grant = signed.content
         if grant.ueid != self._handover.ueid:
             raise Refusal(ErrorCode.OTHER_DEVICE, "the grant names another device")
