@@ -165,7 +165,7 @@ def _one_app(files: Sequence[RawFile], images: dict[int, ImageInfo]) -> RawFile:
             raise _disagrees(
                 f"{file.name} at 0x{file.offset:x} is a merged image of a whole flash; writing it would wipe OTA data and "
                 "settings.",
-                "Name its parts with their offsets (application, bootloader, partition table).",
+                "Give the file alone, without offset, to have it cut into its parts; or name the parts with their offsets.",
             )
     apps = [file for file in files if file.offset in images and images[file.offset].app is not None]
     if len(apps) > 1:

@@ -322,3 +322,57 @@ def test_parts_cut_from_a_real_merged_image(tmp_path: Path) -> None:
     plan = load_files(parts, overrides=Overrides(name="micropython", version="1.20.0"))
     assert plan.app_file.partition == "factory"
     assert plan.flash.size == "8MB"
+
+
+# --- merged images -------------------------------------------------------------------------------------------
+
+
+def merge(folder: Path, parts: list[str], base: int) -> Path:
+    """What a merge tool makes of the parts: one file from flash offset `base` on, gaps erased."""
+    flash = bytearray()
+    for part in parts:
+        offset, _, path = part.partition("=")
+        data = Path(path).read_bytes()
+        flash.extend(b"\xff" * (int(offset, 0) + len(data) - len(flash)))
+        flash[int(offset, 0) : int(offset, 0) + len(data)] = data
+    (folder / "merged.bin").write_bytes(flash[base:])
+    return folder / "merged.bin"
+
+
+@pytest.mark.parametrize(("chip", "base"), [("esp32c3", 0), ("esp32", 0), ("esp32", 0x1000)])
+def test_a_merged_image_is_cut_into_what_it_was_made_of(tmp_path: Path, chip: str, base: int) -> None:
+    parts = write_parts(tmp_path, chip)
+    merged = load_build(merge(tmp_path, parts, base))
+    plain = load_files([part for part in parts if "otadata" not in part])  # erased OTA data is no part
+    assert [(f.role, f.offset, f.data) for f in merged.files] == [(f.role, f.offset, f.data) for f in plain.files]
+    assert merged.measurements == plain.measurements
+
+
+def test_a_merged_image_may_hold_data(tmp_path: Path) -> None:
+    (tmp_path / "nvs.bin").write_bytes(b"settings")
+    parts = [*write_parts(tmp_path), f"0x9000={tmp_path / 'nvs.bin'}"]
+    plan = load_build(merge(tmp_path, parts, 0))
+    nvs = next(f for f in plan.files if f.role is Role.NVS)
+    assert (nvs.offset, nvs.size, nvs.data.rstrip(b"\xff")) == (0x9000, 4096, b"settings")
+
+
+def test_merged_images_that_are_none(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path)
+    (tmp_path / "note.bin").write_bytes(b"note")
+    stray = merge(tmp_path, [*parts, f"0x8d00={tmp_path / 'note.bin'}"], 0)
+    assert "0x8c00" in refused(Reason.InputDisagrees, lambda: load_build(stray)).message
+    refused(Reason.InputNotRecognised, lambda: load_build(tmp_path / "app.bin"))
+    refused(Reason.InputNotRecognised, lambda: load_build(tmp_path / "note.bin", kind="merged"))
+    refused(Reason.InputMissing, lambda: load_build(tmp_path / "none.bin", kind="merged"))
+
+
+@pytest.mark.parametrize("chip", ["esp32", "esp32s2", "esp32s3", "esp32c3-2023-04-26", "esp32c3-2023-06-10"])
+def test_real_merged_images(chip: str) -> None:
+    path = firmware_dir() / f"micropython-{chip}-merged.bin"
+    plan = load_build(path, overrides=Overrides(name="micropython", version="1.20.0"))
+    assert plan.target == chip.partition("-")[0]
+    assert [f.role for f in plan.files] == [Role.BOOTLOADER, Role.PARTITION_TABLE, Role.APP]
+    assert plan.app_file.partition == "factory"
+    cut = firmware_dir() / f"micropython-{chip}-app.bin"
+    if cut.exists():
+        assert plan.app_file.data == cut.read_bytes()
