@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from flashjob.errors import FlashJobError
 
 from .kubeconfig import write_kubeconfig
 from .pki import Authority, write_private
+from .ports import ADDRESS_IN_USE, PORT_ATTEMPTS, free_port
 from .process import Lifeline, Program
 
 READY_SECONDS: Final = 60.0
@@ -36,7 +36,6 @@ SERVICE_CIDR: Final = "10.96.0.0/16"
 AUDIENCE: Final = "https://kubernetes.default.svc.cluster.local"
 _STOP_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
-_PORT_ATTEMPTS: Final = 3
 _CONTROLLERS: Final = (
     "clusterrole-aggregation-controller",
     "daemonset-controller",
@@ -112,15 +111,15 @@ class ControlPlane:
         authority.issue("apiserver", "kube-apiserver", hosts=("127.0.0.1", "localhost"), server=True)
         token = secrets.token_urlsafe(32)
         write_private(state_dir / "pki" / "tokens.csv", f'{token},admin,admin,"system:masters"\n'.encode())
-        for attempt in range(_PORT_ATTEMPTS):
-            port = _free_port()
+        for attempt in range(PORT_ATTEMPTS):
+            port = free_port()
             plane = cls(state_dir, binary, authority, token, f"https://127.0.0.1:{port}")
             try:
                 plane._launch(port, audit_log, apiserver_arguments)
                 plane._wait_ready(ready_seconds)
             except FlashJobError as error:
                 plane.stop()
-                if attempt + 1 == _PORT_ATTEMPTS or "address already in use" not in error.message:
+                if attempt + 1 == PORT_ATTEMPTS or ADDRESS_IN_USE not in error.message:
                     raise
             except BaseException:
                 plane.stop()
@@ -314,9 +313,3 @@ class ControlPlane:
                 program.stop(_STOP_SECONDS)
         self.lifeline.close()
         self._session.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
