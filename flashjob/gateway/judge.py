@@ -11,7 +11,7 @@ Rules (tests name them):
  2. No permit while the caller says that the task is held: job paused or deleted, device suspended or quarantined.
  3. Before the first byte the device proves its identity over the `before` nonce; `Known` also wants an acceptable
     application. Only `before: None`, or a serial device that fell silent after an earlier permit of this task, goes
-    without: then the fence comes from the Lease alone.
+    without: then the fence comes from the Lease alone. An attempt that has its permit already did so before.
  4. A device that proves the target, slot VALID, before any permit of this task, is not written: AlreadyRunning.
  5. A device that proves the target under a grant id of this task is not written again: Resume.
  6. The release statement has the pinned digest and speaks of exactly this application, version, chip and measurement.
@@ -317,7 +317,7 @@ def _as_installed(case: Case, evidence: bytes, keys: Keys, purpose: Purpose, now
 
 def _may_go_unseen(case: Case) -> None:
     serial = case.transport is TransportKind.SERIAL
-    if serial and (case.before is Before.NONE or case.permits):
+    if case.permit is not None or (serial and (case.before is Before.NONE or case.permits)):
         return
     raise Refused(
         Reason.BEFORE_ATTESTATION_FAILED, "the device must prove its identity before the first byte", retryable=True

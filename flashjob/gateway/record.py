@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a ruling's addition to FlashTask.status.report. Pure.
+
+Rules:
+
+1. Permits and used nonces only grow. They are kept in the order in which they came; the oldest marks of nonces go first
+   when the list is full: by then they have long expired.
+2. A verdict replaces an older one only if that one was a rejection: a success is never overwritten.
+"""
+
+from typing import Final
+
+from attestation.policy import Measurement as Measured
+from flashjob.api.flashtask import Permit, Report, StageReport, Verdict
+from flashjob.wire.gateway import Outcome, Stage
+from flashjob.wire.target import Measurement
+
+from .judge import Addition, Finding
+
+_MOST_MARKS: Final = 64
+
+
+def added(report: Report, addition: Addition, *, attempt: int, at: str) -> Report:
+    """The report with the addition in it.
+
+    Args:
+        report: as read.
+        addition: what the judge says.
+        attempt: the attempt that was judged.
+        at: now, RFC 3339.
+    """
+    permits = report.permits
+    if addition.permit is not None:
+        new = addition.permit
+        permits = (*permits, Permit(attempt=new.attempt, grant_id=new.grant_id, fence=new.fence, at=new.at))
+    verdict = report.verdict
+    if addition.finding is not None and (verdict is None or verdict.outcome is Outcome.REJECTED):
+        verdict = as_verdict(addition.finding, attempt=attempt, at=at)
+    return report.model_copy(
+        update={
+            "permits": permits,
+            "used_nonces": (*report.used_nonces, *addition.used_nonces)[-_MOST_MARKS:],
+            "verdict": verdict,
+            "stage": None if addition.finding is not None else report.stage,
+        }
+    )
+
+
+def at_stage(report: Report, stage: Stage, at: str) -> Report:
+    """The report with the stage of a long attempt in it."""
+    return report.model_copy(update={"stage": StageReport(name=stage, since=at)})
+
+
+def as_verdict(finding: Finding, *, attempt: int, at: str) -> Verdict:
+    """The verdict as the task carries it: certified claims where the evidence was authentic."""
+    judged = finding.verdict
+    claims = judged.claims if judged else None
+    return Verdict(
+        attempt=attempt,
+        outcome=finding.outcome,
+        reason=str(finding.reason),
+        code=str(judged.code) if judged and judged.code else "",
+        message=finding.message[:1024],
+        measurement=_measurement(claims.measurement) if claims else None,
+        application=claims.application[:32] if claims else "",
+        version=claims.version[:32] if claims else "",
+        secure_version=claims.secure_version if claims else None,
+        boot_id=claims.boot_id.hex() if claims else None,
+        root_of_trust=str(judged.tier) if judged and judged.tier else "",
+        unproven=tuple(item[:256] for item in judged.unproven[:16]) if judged else (),
+        policy_hash=judged.policy_hash.hex() if judged and judged.policy_hash else None,
+        evidence_hash=judged.evidence_sha256.hex() if judged else None,
+        boot_count=claims.boot_count if claims else None,
+        at=at,
+    )
+
+
+def _measurement(found: Measured) -> Measurement:
+    return Measurement(scheme="esp-image", alg=found.alg, value=found.value.hex())
