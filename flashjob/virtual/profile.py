@@ -5,7 +5,7 @@ Two tiers exist, as on real hardware:
 
 * ``SignedBoot``: secure boot, flash encryption in release mode, JTAG and download locked; boots in DICE mode Normal
   and certifies the hash of its secure-boot key as authority. Refused for chips without an eFuse HMAC key.
-* ``SelfReported``: nothing is locked; DICE mode NotConfigured and a zero authority hash.
+* ``SelfReported``: JTAG is off, but any image boots; DICE mode NotConfigured and a zero authority hash.
 
 The secret (UDS) is in `DeviceIdentity`, which only the bootloader gets; applications see `Hardware`.
 """
@@ -173,7 +173,7 @@ def make_identity(
         secure_boot_key_digest=hashlib.sha256(b"secure boot key\0" + secret).digest() if locked else None,
         flash_encryption=locked,
         encryption_release=locked,
-        jtag_off=locked,
+        jtag_off=True,
         download_locked=locked,
         secure_version=secure_version,
     )
