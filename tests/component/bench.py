@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bench without a cluster: virtual devices, firmware in a layout, and the gateway's own rules as judge."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attestation import keys
+from attestation.anchors import DeviceAnchor
+from attestation.nonce import KeyRing
+from attestation.policy import (
+    AttestationPolicySpec,
+    BootloaderRules,
+    DebugStatus,
+    MeasurementRef,
+    Mode,
+    RootOfTrust,
+)
+from firmware_pipeline import api
+from firmware_pipeline.esp import builder
+from firmware_pipeline.esp.measurement import measure
+from firmware_pipeline.inputs.files import load_files
+from flashjob.flasher.judge import Refused
+from flashjob.gateway import judge
+from flashjob.gateway.case import Case, Keys, Subject
+from flashjob.virtual.device import VirtualDevice
+from flashjob.virtual.profile import DeviceIdentity, Owner, Tier, make_identity
+from flashjob.wire.gateway import (
+    ConfirmRequest,
+    DeviceResult,
+    EvidenceReply,
+    EvidenceRequest,
+    NonceReply,
+    NonceRequest,
+    Outcome,
+    PermitReply,
+    PermitRequest,
+    Progress,
+    VerdictReply,
+)
+from flashjob.wire.pod import Assignment, Before, Timeouts, TransportKind
+from flashjob.wire.target import Measurement, Target
+
+GRANT_KEY = ec.derive_private_key(0x1234567, ec.SECP256R1())
+RELEASE_KEY = ec.derive_private_key(0x7654321, ec.SECP256R1())
+OWNER = Owner([GRANT_KEY.public_key()], [RELEASE_KEY.public_key()])
+KEYS = Keys(KeyRing(0, {0: b"n" * 32}), GRANT_KEY)
+QUICK = Timeouts(boot_seconds=5, attest_seconds=10, write_seconds=60, confirm_seconds=20)
+APP = 96 * 1024
+
+
+def old_app(chip: str) -> bytes:
+    """What devices leave the factory with."""
+    return builder.build_app(chip, "porch", "1.0.0", payload_size=APP)
+
+
+def new_app(chip: str, payload_size: int = 200 * 1024) -> bytes:
+    """What they are updated to."""
+    return builder.build_app(chip, "porch", "2.0.0", payload_size=payload_size)
+
+
+def identity(name: str, chip: str, tier: Tier | None = None) -> DeviceIdentity:
+    """A chip of this name; SignedBoot wherever the chip can."""
+    return make_identity(name, chip, tier=tier or ("SelfReported" if chip == "esp32" else "SignedBoot"))
+
+
+@dataclass
+class Release:
+    """A pushed artifact for one chip."""
+
+    layout: Path
+    target: Target
+    image: bytes = field(repr=False)
+
+
+def push(tmp_path: Path, image: bytes, chip: str, sequence: int = 2) -> Release:
+    """Store `image` as a signed-for release in a layout, and pin it."""
+    file = tmp_path / f"{chip}-{hashlib.sha256(image).hexdigest()[:8]}.bin"
+    file.write_bytes(image)
+    plan = load_files([f"0x20000={file}"], chip=chip)
+    layout = tmp_path / f"layout-{file.stem}"
+    where = f"oci:{layout}"
+    pushed = api.push([plan], where, signer=None, release=api.Release(RELEASE_KEY, sequence))
+    store = api.open_store(where)
+    opened = api.open_chip(store, pushed.index_digest, chip)
+    target = Target(
+        repository=where,
+        index_digest=pushed.index_digest,
+        manifest_digest=opened.manifest_digest,
+        config_digest=opened.config_digest,
+        release_digest=opened.release_digest,
+        chip=chip,
+        chip_id=opened.config.chip.chip_id,
+        application=opened.config.app.project_name,
+        version=opened.config.app.version,
+        secure_version=opened.config.app.secure_version,
+        sequence=sequence,
+        image_size=opened.config.app_image.size,
+        image_digest=opened.config.app_image.digest,
+        measurements=tuple(Measurement(scheme=m.scheme, alg=m.alg, value=m.value) for m in opened.config.measurements),
+    )
+    return Release(layout, target, image)
+
+
+def policy(chip: str, minimum: RootOfTrust = RootOfTrust.SIGNED_BOOT) -> AttestationPolicySpec:
+    """What the makers' devices must prove; the bootloader is the builder's."""
+    loader = tuple(MeasurementRef(alg=m.alg, value=m.value.hex()) for m in measure(builder.build_bootloader(chip)))
+    digest = hashlib.sha256(b"secure boot key\0").digest()
+    return AttestationPolicySpec(
+        bootloader=BootloaderRules(measurements=loader),
+        authority_hashes=(hashlib.sha512(digest).hexdigest(),),
+        modes=(Mode.NORMAL,),
+        debug_status=tuple(DebugStatus),
+        min_root_of_trust=minimum,
+    )
+
+
+def assignment(
+    device: VirtualDevice, target: Target, *, before: Before = Before.IDENTITY, attempt: int = 1, **changes: object
+) -> Assignment:
+    """The attempt at one device that a pod would be given."""
+    who = device.identity
+    serial = device.port is not None
+    fields: dict[str, object] = {
+        "task": f"job-{device.name}",
+        "attempt": attempt,
+        "device": who.ueid.hex(),
+        "transport": TransportKind.SERIAL if serial else TransportKind.NETWORK,
+        "address": None if serial else device.server.address,
+        "mac": ":".join(f"{b:02x}" for b in who.hardware.mac) if serial else None,
+        "target": target,
+        "before": before,
+        "permitted_before": attempt > 1,
+        "timeouts": QUICK,
+    }
+    return Assignment.model_validate(fields | changes)
+
+
+class BenchJudge:
+    """The gateway's rules over a record in memory: what one task's report would hold."""
+
+    def __init__(self, device: VirtualDevice, task: Assignment, *, minimum: RootOfTrust | None = None) -> None:
+        who = device.identity
+        tier = RootOfTrust.SIGNED_BOOT if who.hardware.fuses.secure_boot else RootOfTrust.SELF_REPORTED
+        rules = policy(task.target.chip, minimum or RootOfTrust.SIGNED_BOOT)
+        self.case = Case(
+            namespace="bench",
+            task=task.task,
+            task_uid="11111111-2222-3333-4444-555555555555",
+            attempt=task.attempt,
+            target=task.target,
+            transport=task.transport,
+            before=task.before,
+            safety=task.safety,
+            timeouts=task.timeouts,
+            subject=Subject(who.ueid, DeviceAnchor(who.ueid, who.anchor, tier, "bench"), rules),
+            lease_transitions=1,
+        )
+        self.outcome: Outcome | None = None
+        self.results: list[DeviceResult] = []
+        self.seen: list[Progress] = []
+        self.device = device
+
+    def next_attempt(self) -> None:
+        """The task is tried again: permits and used nonces stay."""
+        self.case = replace(
+            self.case, attempt=self.case.attempt + 1, lease_transitions=self.case.lease_transitions + 1, judged=False
+        )
+
+    async def nonce(self, request: NonceRequest) -> NonceReply:
+        """A fresh nonce."""
+        try:
+            random = secrets.token_bytes(10)
+            return judge.issue_nonce(self.case, request.purpose, KEYS, now=int(time.time()), random=random)
+        except judge.Refused as refused:
+            raise self._no(refused) from refused
+
+    async def permit(self, request: PermitRequest) -> PermitReply:
+        """The permit."""
+        try:
+            random = secrets.token_bytes(16)
+            reply, addition = judge.permit(
+                self.case, request, KEYS, now=int(time.time()), at="2026-01-01T00:00:00Z", random=random
+            )
+        except judge.Refused as refused:
+            raise self._no(refused) from refused
+        self._add(addition)
+        return reply
+
+    async def evidence(self, request: EvidenceRequest) -> EvidenceReply:
+        """First evidence."""
+        try:
+            reply, addition = judge.first_evidence(self.case, request, KEYS, now=int(time.time()))
+        except judge.Refused as refused:
+            raise self._no(refused) from refused
+        self._add(addition)
+        return reply
+
+    async def confirm(self, request: ConfirmRequest) -> VerdictReply:
+        """The verdict."""
+        try:
+            reply, addition = judge.confirm(self.case, request, KEYS, now=int(time.time()))
+        except judge.Refused as refused:
+            raise self._no(refused) from refused
+        self._add(addition)
+        return reply
+
+    async def progress(self, progress: Progress) -> None:
+        """Remembered."""
+        self.seen.append(progress)
+
+    async def result(self, result: DeviceResult) -> None:
+        """Remembered."""
+        self.results.append(result)
+
+    async def address(self) -> str | None:
+        """Where the device is."""
+        return self.device.server.address or None
+
+    def _no(self, refused: judge.Refused) -> Refused:
+        self._add(refused.addition)
+        return Refused(refused.problem)
+
+    def _add(self, addition: judge.Addition) -> None:
+        permits = (*self.case.permits, addition.permit) if addition.permit else self.case.permits
+        self.case = replace(
+            self.case,
+            permits=permits,
+            used_nonces=self.case.used_nonces | set(addition.used_nonces),
+            judged=self.case.judged or addition.finding is not None,
+        )
+        if addition.finding is not None:
+            self.outcome = addition.finding.outcome
+
+
+def public_hex(key: ec.EllipticCurvePrivateKey) -> str:
+    """COSE_Key in hex, as fleets take it."""
+    return keys.encode_cose(key.public_key()).hex()
