@@ -85,6 +85,7 @@ class Reason(StrEnum):
     SignatureThreshold = "SignatureThreshold"  # fewer valid signatures than demanded
     SignersNotConfigured = "SignersNotConfigured"  # nobody said whose signature counts
     KeyMalformed = "KeyMalformed"  # a key file that cannot be read
+    ContentDisagrees = "ContentDisagrees"  # an image's bytes are not what the signed config says of them
     ReleaseMissing = "ReleaseMissing"  # no release statement for this chip
     ReleaseInvalid = "ReleaseInvalid"  # the release statement does not fit image, chip or key
 
