@@ -4,8 +4,8 @@
 1. Nobody holds it.
 2. The task that holds it is over.
 3. The asking task holds it itself: the caller has found no open attempt that may write (attempts.py).
-4. The attempt that holds it is over (recorded), or has neither pod nor permit: it can no longer get one, since the
-   gateway serves only the pod that the Lease names.
+4. The attempt that holds it is over (recorded); or it has neither pod nor permit some time after it took the Lease (its
+   job was paused, say): from then on it can get no permit, since the gateway serves only the pod that the Lease names.
 5. The task is gone, but the Device's last outcomes name it: it came to its end before it went.
 6. The task is gone, its pod is still there: free as soon as the pod is terminal.
 7. Task and pod are gone, and nobody knows how they ended: free when no pod could write any more (timeouts.py, rule 4,
@@ -23,7 +23,7 @@ from .attempts import last_over, permits
 from .messages import refuse
 from .names import Holder
 from .state import Device, Key, Lease, Pod, Refusal, Task
-from .timeouts import unseen_deadline
+from .timeouts import MARGIN, unseen_deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,9 @@ def check(
         return None
     holder = Holder.parse(lease.holder)
     if holder is None:
-        return Held(refuse(Reason.DEVICE_BUSY, f"Lease {lease.name} is held by {lease.holder[:100]!r}, not one of ours"))
+        return Held(
+            refuse(Reason.DEVICE_BUSY, f"Lease {lease.name} is held by {lease.holder[:100]!r}, not one of ours")
+        )
     if (holder.namespace, holder.task) == task.key:
         return None
     pod = next(
@@ -57,8 +59,10 @@ def check(
     if other is not None:
         over = other.status.phase.final or last_over(other) >= holder.attempt
         begun = pod is not None or any(p.attempt >= holder.attempt for p in permits(other))
-        if over or not begun:
+        if over or (not begun and now >= lease.acquired_at + MARGIN):
             return None
+        if not begun:
+            return Held(_busy(device, holder, "which is about to start"), lease.acquired_at + MARGIN)
     elif any(outcome.task == holder.task for outcome in device.status.outcomes):
         return None
     elif pod is None:

@@ -64,6 +64,8 @@ class Task:
     created_at: float
     refusal: Refusal | None = None
     """Why it was created only to be refused."""
+    resource_version: str = ""
+    """Precondition of the operator's writes: the gateway may have permitted since."""
 
     @property
     def key(self) -> Key:
@@ -121,7 +123,7 @@ class Device:
     suspended: bool = False
     released_at: float | None = None
     """When it was released from quarantine."""
-    status: DeviceStatus = DeviceStatus()
+    status: DeviceStatus = field(default_factory=DeviceStatus)
 
     @property
     def facts(self) -> Hardware | None:

@@ -5,8 +5,10 @@
 2. A pod as a whole may take start + fetch + write + boot + attest + confirm and a reserve; the kubelet ends it then.
 3. A pod that still seems to run a margin after that is lost with its node: nobody waits for it longer.
 4. A pod that vanished unseen may still write until its Lease was acquired + start + fetch + write + the margin ago.
-5. A terminal pod's verdict may be seen later than its end, since they are two watches: the grace.
+5. A terminal pod's verdict may be seen later than its end, since they are two watches: the grace; it is shorter where
+   the pod itself says that it failed.
 6. A verdict is acted on when the pod has ended, or the grace after the verdict.
+7. A state that lasts is written into status.waiting after a while, not at once.
 """
 
 from typing import Final
@@ -16,6 +18,8 @@ from flashjob.wire.pod import Timeouts
 RESERVE: Final = 30
 MARGIN: Final = 60
 GRACE: Final = 15
+SETTLE: Final = 3
+QUIET: Final = 10
 
 
 def start_deadline(created_at: float, timeouts: Timeouts) -> float:

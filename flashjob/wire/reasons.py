@@ -55,6 +55,17 @@ class Reason(StrEnum):
         "wait: the device is free when its write deadline has passed",
     )
 
+    REDISCOVERING = (
+        "Rediscovering",
+        "confirmed; its Instance does not show it yet",
+        "nothing: the discovery handler lists it when it has attested it",
+    )
+    TASK_MISSING = (
+        "TaskMissing",
+        "FlashTasks of this job were deleted, so nobody knows what became of their devices",
+        "apply a new job for these devices",
+    )
+
     # Artifact
     IMAGE_NOT_FOUND = (
         "ImageNotFound",
