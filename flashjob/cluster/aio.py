@@ -189,11 +189,12 @@ class AioKubeApi:
         query: dict[str, Any] | None = None,
         body: Obj | None = None,
         content_type: str = "application/json",
-    ) -> Any:
+    ) -> Obj:
         response = await self._send(method, path, query, body, content_type, _REQUEST_TIMEOUT)
         try:
             await _check(method, path, response)
-            return json.loads(await response.read())
+            answer: Obj = json.loads(await response.read())
+            return answer
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unreachable(method, path, error) from error
         except ValueError as error:
