@@ -65,7 +65,7 @@ CASES: list[tuple[str, Change, Role, list[Reason]]] = [
     ("2 no image", lambda p: replaced(p, Role.APP, b"hello"), Role.APP, [Reason.NotAnImage]),
     ("3 bootloader as app", lambda p: replaced(p, Role.APP, build_bootloader("esp32c3")), Role.APP, [Reason.AppDescriptorMissing]),
     ("3 another app", lambda p: replaced(p, Role.APP, build_app("esp32c3", "other", "1")), Role.APP, [Reason.ContentDisagrees] * 2),
-    ("4 secure version", says(app=AppInfo(project_name="porch-sensor", version="2.1.0", secure_version=9)), Role.APP, [Reason.ContentDisagrees]),
+    ("4 secure version", says(app=AppInfo(project_name="p", version="1", secure_version=9)), Role.APP, [Reason.ContentDisagrees]),
     ("4 minimum revision", says(min_rev=3), Role.APP, [Reason.ContentDisagrees]),
     ("4 maximum revision", says(max_rev=99), Role.APP, [Reason.ContentDisagrees]),
     ("4 flash size", says(flash=FlashSettings(mode="dio", freq="80m", size="2MB")), Role.APP, [Reason.ContentDisagrees]),
