@@ -17,7 +17,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from attestation import statement
 from attestation.errors import Code, Reject
@@ -78,7 +78,14 @@ class InstallGrant(_Common):
     base: DigestField | None = None
     release: Annotated[bytes, Field(min_length=1, max_length=768)]
     confirm_seconds: Annotated[Uint32, Field(gt=0)]
-    allow_downgrade: Literal[True] | None = None
+    allow_downgrade: bool | None = None
+
+    @field_validator("allow_downgrade")
+    @classmethod
+    def _true_or_absent(cls, value: bool | None) -> bool | None:
+        if value is False:
+            raise ValueError("is true or absent")
+        return value
 
     @model_validator(mode="after")
     def _base_for_delta(self) -> Self:
