@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flashjob gateway`: composes keys, caches and the HTTP door."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from aiohttp import web
+
+from flashjob.cluster.login import connect, own_namespace
+from flashjob.errors import FlashJobError
+from flashjob.gateway.book import CaseBook
+from flashjob.gateway.door import Door
+from flashjob.gateway.keyfiles import load_keys
+from flashjob.gateway.progress import ProgressBoard
+from flashjob.gateway.service import Clock, Service
+from flashjob.wire.pod import TOKEN_AUDIENCE
+from flashjob.wire.reasons import Reason
+
+app = typer.Typer(add_completion=False)
+log = logging.getLogger("flashjob.gateway")
+
+
+@app.command()
+def gateway(
+    tls_cert: Annotated[Path, typer.Option(help="PEM certificate of the gateway's name.")],
+    tls_key: Annotated[Path, typer.Option(help="PEM key of that certificate.")],
+    grant_key: Annotated[Path, typer.Option(help="PEM private key that signs grants.")],
+    nonce_keys: Annotated[Path, typer.Option(help="Directory of nonce keys: files named 0 to 255.")],
+    listen: Annotated[str, typer.Option(help="Address and port to serve on.")] = "0.0.0.0:8443",
+    issuer: Annotated[
+        str, typer.Option(help="Issuer of ServiceAccount tokens; asked from the API server if empty.")
+    ] = "",
+    kubeconfig: Annotated[Path | None, typer.Option(help="Outside a cluster: the kubeconfig to use.")] = None,
+    operator_namespace: Annotated[str, typer.Option(help="Where the device Leases are; default: this pod's.")] = "",
+    namespace: Annotated[str, typer.Option(help="Serve one namespace only.")] = "",
+) -> None:
+    """Serve flashing pods: nonces, permits, evidence, verdicts."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    keys = load_keys(grant_key, nonce_keys)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        tls.load_cert_chain(tls_cert, tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise FlashJobError(Reason.KEY_UNREADABLE, f"{tls_cert}, {tls_key}: {error}", "check both files") from error
+
+    async def serve() -> None:
+        api = await connect(kubeconfig)
+        try:
+            found = issuer or (await api.get_raw("/.well-known/openid-configuration"))["issuer"]
+            clock = Clock()
+            book = CaseBook(api, operator_namespace or own_namespace(), found, TOKEN_AUDIENCE, clock, namespace)
+            door = Door(Service(book, keys, clock), book, ProgressBoard(), book)
+            runner = web.AppRunner(door.application(), access_log=None)
+            await runner.setup()
+            host, _, port = listen.rpartition(":")
+            await web.TCPSite(runner, host, int(port), ssl_context=tls).start()
+            log.info("listening on %s, issuer %s", listen, found)
+            try:
+                await _until_stopped(book)
+            finally:
+                await runner.cleanup()
+        finally:
+            await api.close()
+
+    asyncio.run(serve())
+
+
+async def _until_stopped(book: CaseBook) -> None:
+    loop, caches = asyncio.get_running_loop(), asyncio.create_task(book.run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, caches.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await caches
