@@ -3,11 +3,13 @@
 
 import importlib
 import sys
-from typing import Any, Final
+from importlib.metadata import version
+from typing import Final
 
-import click
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from flashjob.errors import FlashJobError
 from flashjob.wire.exit_codes import ExitCode
@@ -27,64 +29,43 @@ COMMANDS: Final = {
 """Name -> (module with a Typer object named `app`, one line of help)."""
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported only when they are used: `--help` stays fast, roles stay apart."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        known = COMMANDS.get(cmd_name)
-        if known is None:
-            return None
-        if ctx.resilient_parsing:
-            return click.Command(cmd_name, help=known[1])
-        app: typer.Typer = importlib.import_module(known[0]).app
-        command = typer.main.get_command(app)
-        command.name = cmd_name
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
-
-        click.echo(f"flashjob {version('flashjob')}")
-        ctx.exit()
-
-
-def _group(name: str) -> click.Group:
-    return LazyGroup(
-        name=name,
-        help="Firmware operations that count an update only when the device has proven it.",
-        params=[click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version)],
-        context_settings={"help_option_names": ["-h", "--help"]},
-        no_args_is_help=True,
-    )
-
-
 def run(name: str, arguments: list[str]) -> int:
     """Run one command line and return its exit code; an error of ours is printed with what to do next."""
     console = Console(stderr=True)
+    match arguments:
+        case [] | ["-h" | "--help", *_]:
+            _help(name)
+            return int(ExitCode.DONE)
+        case ["--version", *_]:
+            Console().print(f"flashjob {version('flashjob')}", highlight=False)
+            return int(ExitCode.DONE)
+        case [command, *_] if command not in COMMANDS:
+            console.print(f"{name}: there is no command {command!r}. Next: {name} --help", highlight=False)
+            return int(ExitCode.USAGE)
+    command, *rest = arguments
     try:
-        result: Any = _group(name).main(arguments, prog_name=name, standalone_mode=False)
-    except click.exceptions.Abort:
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return int(ExitCode.USAGE)
+        app: typer.Typer = importlib.import_module(COMMANDS[command][0]).app
+        typer.main.get_command(app).main(rest, prog_name=f"{name} {command}")
     except FlashJobError as error:
-        console.print(f"[bold red]{error.reason}[/]: {error.message}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]{error.reason}[/]: {escape(error.message)}", highlight=False, soft_wrap=True)
         if error.next_step:
-            console.print(f"Next: {error.next_step}", highlight=False, soft_wrap=True)
+            console.print(f"Next: {escape(error.next_step)}", highlight=False, soft_wrap=True)
         return int(ExitCode.FAILED)
     except KeyboardInterrupt:
         return 130
-    return result if isinstance(result, int) else 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return int(ExitCode.DONE)
+
+
+def _help(name: str) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for command, (_, text) in COMMANDS.items():
+        table.add_row(command, text)
+    console = Console()
+    console.print("Firmware operations that count an update only when the device has proven it.\n", highlight=False)
+    console.print(f"Usage: {name} COMMAND [OPTIONS]; {name} COMMAND --help says more.\n", highlight=False)
+    console.print(table)
 
 
 def main() -> None:
