@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
@@ -31,6 +32,7 @@ from .toolchain import Progress, build, silent
 
 NODE_NAME: Final = "sandbox"
 ENTRY_POINT: Final = "flashjob.flasher"
+_PACKAGE_ROOT: Final = str(Path(str(files("flashjob"))).parent)
 _AGENT_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 _SOCKET_PATH_LIMIT: Final = 100
@@ -156,7 +158,9 @@ class Sandbox:
         """Start a further program that lives no longer than the sandbox; `env` is added to the environment."""
         log = self.log_directory / f"{name}.log"
         log.unlink(missing_ok=True)
-        full = {**self._environ, **(env or {})}
+        # The programs must find the very package that starts them, installed or not.
+        python_path = os.pathsep.join([_PACKAGE_ROOT, *filter(None, [self._environ.get("PYTHONPATH")])])
+        full = {**self._environ, "PYTHONPATH": python_path, **(env or {})}
         program = Program.start(name, command, self.plane.lifeline, log=log, env=full)
         self._programs.append(program)
         return program
