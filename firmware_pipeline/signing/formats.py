@@ -203,9 +203,11 @@ def signed_digest(candidate: Candidate) -> str | None:
 
 
 def _base64(text: object) -> bytes:
+    """Decoded canonical base64; empty for anything else."""
     if not isinstance(text, str):
         return b""
     try:
-        return base64.b64decode(text, validate=True)
+        value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return b""
+    return value if base64.b64encode(value).decode() == text else b""
