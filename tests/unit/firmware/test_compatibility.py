@@ -180,6 +180,7 @@ def test_rule_5_in_place(config: FirmwareConfig) -> None:
         return one_slot.model_copy(update={"partitions": (PartitionEntry(**values),)})
 
     assert check(with_row(), config, options=in_place) == []
+    assert check(with_row(size=config.app_image.size), config, options=in_place) == []
     assert reasons(check(with_row(offset=0x10000), config, options=in_place)) == [Reason.PartitionTableMismatch]
     assert reasons(check(with_row(type=1, subtype=6), config, options=in_place)) == [Reason.PartitionTableMismatch]
     assert reasons(check(with_row(size=0x10000), config, options=in_place)) == [Reason.ImageTooLarge]

@@ -46,6 +46,15 @@ def test_record_layout() -> None:
     assert raw == b"\x01\0\0\0" + BOOT_ID + bytes.fromhex("464a3100") + bytes(4) + bytes.fromhex("9a984347")
 
 
+@pytest.mark.parametrize(("number", "bootable"), [(0, True), (1, True), (2, True), (3, False), (4, False)])
+def test_states_have_the_numbers_that_flash_holds(number: int, bootable: bool) -> None:
+    """3 is INVALID, 4 ABORTED; only these two rule a record out (rule 1)."""
+    raw = (1).to_bytes(4, "little") + b"\xff" * 20 + bytes([number, 0, 0, 0]) + seq_crc(1).to_bytes(4, "little")
+    parsed = parse_record(raw)
+    assert parsed is not None
+    assert parsed.bootable is bootable
+
+
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [

@@ -43,6 +43,22 @@ def test_default_table_may_leave_room_for_a_large_bootloader() -> None:
     refused(Reason.PartitionTableMalformed, lambda: default_partitions(table_offset=0x1A000))
 
 
+@pytest.mark.parametrize(
+    ("kind", "subtype", "words"),
+    [
+        (0, 0x00, ("app", "factory")), (0, 0x10, ("app", "ota_0")), (0, 0x1F, ("app", "ota_15")),
+        (0, 0x20, ("app", "test")), (0, 0x30, ("app", "0x30")), (1, 0x00, ("data", "ota")), (1, 0x01, ("data", "phy")),
+        (1, 0x02, ("data", "nvs")), (1, 0x03, ("data", "coredump")), (1, 0x04, ("data", "nvs_keys")),
+        (1, 0x05, ("data", "efuse")), (1, 0x06, ("data", "undefined")), (1, 0x81, ("data", "fat")),
+        (1, 0x82, ("data", "spiffs")), (1, 0x83, ("data", "littlefs")), (1, 0x10, ("data", "0x10")),
+        (2, 0x00, ("bootloader", "0x00")), (3, 0x01, ("partition_table", "0x01")), (0x40, 0x07, ("0x40", "0x07")),
+    ],
+)  # fmt: skip
+def test_words_for_types(kind: int, subtype: int, words: tuple[str, str]) -> None:
+    row = Partition("p", kind, subtype, 0x10000, 0x1000, flags=kind & 1)
+    assert (row.type_name, row.subtype_name, row.encrypted) == (*words, bool(kind & 1))
+
+
 def changed(which: str, **values: object) -> list[Partition]:
     return [replace(row, **values) if row.name == which else row for row in TABLE.partitions]  # type: ignore[arg-type]
 
