@@ -3,14 +3,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from flashjob.wire.base import Blob, DeviceId, Digest, Hex, ReasonCode, WireModel
 from flashjob.wire.target import Measurement
 
-from .meta import Message, Name, Resource, Timestamp
+from .meta import Message, Name, Resource, Timestamp, rules
 
-Mac = Annotated[str, Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
+Mac = Annotated[str, Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", max_length=17)]
 
 
 class TrustAnchor(WireModel):
@@ -49,6 +49,12 @@ class SerialConnection(WireModel):
 class Connection(WireModel):
     """How the device is reached: exactly one."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.network) != has(self.serial)", "spec.connection: give exactly one of network, serial")
+        )
+    )
+
     network: Annotated[NetworkConnection | None, Field(description="Over the network.")] = None
     serial: Annotated[SerialConnection | None, Field(description="Over a serial port.")] = None
 
@@ -56,7 +62,7 @@ class Connection(WireModel):
 class Hardware(WireModel):
     """Facts of the hardware, as read from the live chip."""
 
-    chip: Annotated[str, Field(pattern=r"^[a-z0-9]{3,16}$", description="IDF target, as esp32s3.")]
+    chip: Annotated[str, Field(pattern=r"^[a-z0-9]{3,16}$", max_length=16, description="IDF target, as esp32s3.")]
     revision: Annotated[int | None, Field(ge=0, le=65535, description="Chip revision: major * 100 + minor.")] = None
     flash_size: Annotated[int | None, Field(ge=0, description="Flash size in bytes.")] = None
     mac: Annotated[Mac | None, Field(description="MAC address in eFuse.")] = None
@@ -77,6 +83,20 @@ class Release(WireModel):
 
 class DeviceSpec(WireModel):
     """Identity, trust and connection; id, trustAnchor and rootOfTrust never change."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("self.id == oldSelf.id", "spec.id never changes: enroll the other device as another Device"),
+            (
+                "self.rootOfTrust == oldSelf.rootOfTrust",
+                "spec.rootOfTrust never changes: it is decided when the device is enrolled",
+            ),
+            (
+                "!has(oldSelf.trustAnchor) || (has(self.trustAnchor) && self.trustAnchor == oldSelf.trustAnchor)",
+                "spec.trustAnchor never changes once set: another key is another device",
+            ),
+        )
+    )
 
     id: Annotated[DeviceId, Field(description="UEID in lower-case hex; an owner-given id where it cannot attest.")]
     trust_anchor: Annotated[TrustAnchor | None, Field(description="What its chain must start from.")] = None
@@ -175,6 +195,19 @@ class DeviceStatus(WireModel):
 
 class Device(Resource):
     """One physical device."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *(
+                (
+                    "!has(oldSelf.status) || !has(oldSelf.status.floors) || (has(self.status)"
+                    f" && has(self.status.floors) && self.status.floors.{field} >= oldSelf.status.floors.{field})",
+                    f"status.floors.{field} only ever rises",
+                )
+                for field in ("securityVersion", "sequence", "bootCount")
+            )
+        )
+    )
 
     kind: Literal["Device"] = "Device"
     spec: DeviceSpec

@@ -6,12 +6,12 @@ Immutable: firmware, devices, transport, attestation. Mutable: paused, strategy,
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from flashjob.wire.base import DeviceId, Digest, ReasonCode, WireModel
 from flashjob.wire.pod import Before, Safety, Timeouts
 
-from .meta import Condition, Message, Name, Resource, Timestamp
+from .meta import Condition, Message, Name, Resource, Timestamp, keyed_by, rules
 
 
 class SecretKeyRef(WireModel):
@@ -31,7 +31,19 @@ class VerifyKey(WireModel):
 class Verify(WireModel):
     """Signers the job itself demands. It only adds to what a device's policy demands."""
 
-    keys: Annotated[tuple[VerifyKey, ...], Field(min_length=1, max_length=16, description="Accepted signers.")]
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.threshold <= size(self.keys)",
+                "spec.firmware.verify.threshold: cannot be reached with so few spec.firmware.verify.keys",
+            )
+        )
+    )
+
+    keys: Annotated[
+        tuple[VerifyKey, ...],
+        Field(min_length=1, max_length=16, description="Accepted signers.", json_schema_extra=keyed_by("name")),
+    ]
     threshold: Annotated[int, Field(ge=1, le=16, description="How many different ones must have signed.")] = 1
 
 
@@ -49,7 +61,8 @@ class Firmware(WireModel):
         Field(min_length=1, max_length=512, description="Registry, repository and tag or digest of the signed index."),
     ]
     pull_secrets: Annotated[
-        tuple[LocalObjectReference, ...], Field(max_length=4, description="Registry credentials, as for pods.")
+        tuple[LocalObjectReference, ...],
+        Field(max_length=4, description="Registry credentials, as for pods.", json_schema_extra=keyed_by("name")),
     ] = ()
     plain_http: Annotated[bool, Field(alias="plainHTTP", description="Talk to the registry without TLS.")] = False
     verify: Annotated[Verify | None, Field(description="Signers demanded beyond the device's policy.")] = None
@@ -58,13 +71,34 @@ class Firmware(WireModel):
 class LabelExpression(WireModel):
     """One requirement of a label selector (metav1.LabelSelectorRequirement)."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                "spec.devices.selector.matchExpressions: In and NotIn need values, Exists and DoesNotExist have none",
+            )
+        )
+    )
+
     key: Annotated[str, Field(min_length=1, max_length=317, description="The label's key.")]
     operator: Annotated[Literal["In", "NotIn", "Exists", "DoesNotExist"], Field(description="How values are compared.")]
-    values: Annotated[tuple[str, ...], Field(max_length=64, description="Values for In and NotIn.")] = ()
+    values: Annotated[
+        tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=64, description="Values for In and NotIn.")
+    ] = ()
 
 
 class Selector(WireModel):
     """Selects Devices by label. An empty selector is refused."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "(has(self.matchLabels) && size(self.matchLabels) > 0)"
+                " || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+                "spec.devices.selector: an empty selector would select every device and is refused",
+            )
+        )
+    )
 
     match_labels: Annotated[
         dict[str, Annotated[str, Field(max_length=63)]],
@@ -84,11 +118,20 @@ class AkriSelection(WireModel):
 class Devices(WireModel):
     """Whom: exactly one of selector, akri, properties."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "[has(self.selector), has(self.akri), has(self.properties)].filter(given, given).size() == 1",
+                "spec.devices: give exactly one of selector, akri, properties",
+            )
+        )
+    )
+
     selector: Annotated[Selector | None, Field(description="By labels of the Device.")] = None
     akri: Annotated[AkriSelection | None, Field(description="By Akri Configuration.")] = None
     properties: Annotated[
         dict[str, Annotated[str, Field(max_length=256)]] | None,
-        Field(max_length=16, description="By properties of the device's Instance, all equal."),
+        Field(min_length=1, max_length=16, description="By properties of the device's Instance, all equal."),
     ] = None
 
 
@@ -117,6 +160,20 @@ class Strategy(WireModel):
     retries: Annotated[Retries, Field(description="Retries per device.")] = Retries()
 
 
+class Toleration(WireModel):
+    """core/v1 Toleration."""
+
+    key: Annotated[str, Field(max_length=317, description="Key of the taint; empty matches all.")] = ""
+    operator: Annotated[Literal["Equal", "Exists"], Field(description="How values are compared.")] = "Equal"
+    value: Annotated[str, Field(max_length=63, description="Value of the taint.")] = ""
+    effect: Annotated[
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None, Field(description="Effect; absent: all.")
+    ] = None
+    toleration_seconds: Annotated[
+        int | None, Field(ge=0, le=31_536_000, description="How long a NoExecute taint is tolerated.")
+    ] = None
+
+
 class PodOverrides(WireModel):
     """What a cluster needs of the flashing pods beyond our default."""
 
@@ -128,12 +185,25 @@ class PodOverrides(WireModel):
         None
     )
     tolerations: Annotated[
-        tuple[dict[str, str], ...], Field(max_length=16, description="Tolerations of the pods (core/v1 Toleration).")
+        tuple[Toleration, ...], Field(max_length=16, description="Tolerations of the pods (core/v1 Toleration).")
     ] = ()
 
 
 class FlashJobSpec(WireModel):
     """What, whom, how."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *(
+                (f"self.{field} == oldSelf.{field}", f"spec.{field} never changes: make another FlashJob")
+                for field in ("firmware", "devices", "transport", "attestation")
+            ),
+            (
+                "self.attestation.before != 'None' || self.transport == 'Serial'",
+                "spec.attestation.before: None is for blank boards on a serial port; set spec.transport: Serial",
+            ),
+        )
+    )
 
     firmware: Annotated[Firmware, Field(description="What is rolled out.")]
     devices: Annotated[Devices, Field(description="Whom it is rolled out to.")]
@@ -160,7 +230,8 @@ class PinnedFirmware(WireModel):
     digest: Annotated[Digest, Field(description="Digest of the index; nothing else is ever fetched by tag.")]
     version: Annotated[str, Field(max_length=128, description="Version in the index's annotations, for people.")] = ""
     signers: Annotated[
-        tuple[str, ...], Field(max_length=32, description="Names of the keys whose signature was verified.")
+        tuple[Annotated[str, Field(max_length=63)], ...],
+        Field(max_length=32, description="Names of the keys whose signature was verified."),
     ] = ()
     pinned_at: Annotated[Timestamp, Field(description="When the tag was resolved.")]
 
@@ -207,6 +278,7 @@ class FlashJobStatus(WireModel):
         Field(
             max_length=16,
             description="Validated, ArtifactVerified, Progressing, Paused, Finished, Succeeded, Failed, Reconciling, Stalled.",
+            json_schema_extra=keyed_by("type"),
         ),
     ] = ()
     failures: Annotated[
@@ -218,6 +290,12 @@ class FlashJobStatus(WireModel):
 
 class FlashJob(Resource):
     """One rollout of one signed artifact to a set of devices."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("size(self.metadata.name) <= 63", "metadata.name: at most 63 characters, because it is a label's value")
+        )
+    )
 
     kind: Literal["FlashJob"] = "FlashJob"
     spec: FlashJobSpec

@@ -8,14 +8,14 @@ the gateway writes status.report and nothing else.
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from flashjob.wire.base import DeviceId, GrantId, Hex, ReasonCode, WireModel
 from flashjob.wire.gateway import Outcome, Stage
 from flashjob.wire.pod import Before, Safety, Timeouts, TransportKind
 from flashjob.wire.target import Measurement, Target
 
-from .meta import Message, Name, Resource, Timestamp
+from .meta import Message, Name, Resource, Timestamp, rules
 
 
 class Phase(StrEnum):
@@ -75,6 +75,10 @@ class DeviceRef(WireModel):
 class FlashTaskSpec(WireModel):
     """Immutable: pinned when the task is made."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(("self == oldSelf", "spec never changes: it is pinned when the task is made"))
+    )
+
     job: Annotated[JobRef, Field(description="The job.")]
     device: Annotated[DeviceRef, Field(description="The device.")]
     transport: Annotated[TransportKind, Field(description="How the device is reached.")]
@@ -119,7 +123,9 @@ class Verdict(WireModel):
     secure_version: Annotated[int | None, Field(ge=0, description="The certified security version.")] = None
     boot_id: Annotated[Hex | None, Field(description="The boot id in the certificate.")] = None
     root_of_trust: Annotated[str, Field(max_length=32, description="The tier it was proven at.")] = ""
-    unproven: Annotated[tuple[str, ...], Field(max_length=16, description="What was not proven.")] = ()
+    unproven: Annotated[
+        tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=16, description="What was not proven.")
+    ] = ()
     policy_hash: Annotated[Hex | None, Field(description="SHA-256 of the policy that judged.")] = None
     evidence_hash: Annotated[Hex | None, Field(description="SHA-256 of the deciding evidence as received.")] = None
     boot_count: Annotated[int | None, Field(ge=0, description="The device's boot counter.")] = None
@@ -178,7 +184,8 @@ class FlashTaskStatus(WireModel):
     started_at: Annotated[Timestamp | None, Field(description="When the first attempt was permitted.")] = None
     finished_at: Annotated[Timestamp | None, Field(description="When the task reached its end.")] = None
     seconds: Annotated[
-        dict[str, Annotated[float, Field(ge=0)]] | None, Field(max_length=16, description="Seconds spent, by stage.")
+        dict[str, Annotated[float, Field(ge=0, le=31_536_000)]] | None,
+        Field(max_length=16, description="Seconds spent, by stage."),
     ] = None
     bytes_written: Annotated[int | None, Field(ge=0, description="Bytes written by the last attempt.")] = None
     report: Annotated[Report | None, Field(description="Written by the gateway alone.")] = None
@@ -186,6 +193,26 @@ class FlashTaskStatus(WireModel):
 
 class FlashTask(Resource):
     """One device in one rollout."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(oldSelf.status) || !has(oldSelf.status.phase)"
+                f" || !(oldSelf.status.phase in [{', '.join(repr(str(phase)) for phase in sorted(_FINAL))}])"
+                " || (has(self.status) && has(self.status.phase) && self.status.phase == oldSelf.status.phase)",
+                "status.phase never changes once it is final",
+            ),
+            *(
+                (
+                    f"!has(oldSelf.status) || !has(oldSelf.status.report) || !has(oldSelf.status.report.{field})"
+                    f" || (has(self.status) && has(self.status.report) && has(self.status.report.{field})"
+                    f" && size(self.status.report.{field}) >= size(oldSelf.status.report.{field}))",
+                    f"status.report.{field} is never shortened: a permit or nonce that was given stays given",
+                )
+                for field in ("permits", "usedNonces")
+            ),
+        )
+    )
 
     kind: Literal["FlashTask"] = "FlashTask"
     spec: FlashTaskSpec

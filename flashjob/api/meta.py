@@ -13,7 +13,7 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 FINALIZER: Final = f"{GROUP}/finalizer"
 
 Timestamp = Annotated[
-    str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$", description="RFC 3339 in UTC.")
+    str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$", max_length=27, description="RFC 3339 in UTC.")
 ]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Message = Annotated[str, Field(max_length=1024)]
@@ -63,6 +63,16 @@ class Condition(WireModel):
     message: Annotated[Message, Field(description="Why, for people, and what to do next.")] = ""
     last_transition_time: Annotated[Timestamp, Field(description="When status last changed.")]
     observed_generation: Annotated[int, Field(ge=0, description="The spec's generation this was judged on.")] = 0
+
+
+def rules(*validations: tuple[str, str]) -> dict[str, Any]:
+    """CEL rules of a model, for its `json_schema_extra`: (rule, message that names the field)."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in validations]}
+
+
+def keyed_by(name: str) -> dict[str, Any]:
+    """For a list's `json_schema_extra`: its items are told apart by this field, which no two may share."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [name]}
 
 
 def column(name: str, path: str, kind: str = "string", priority: int = 0, description: str = "") -> dict[str, Any]:

@@ -58,17 +58,17 @@ def _hex_checked(value: str) -> str:
 Blob = Annotated[bytes, BeforeValidator(_b64url_decode), PlainSerializer(b64url, return_type=str, when_used="json")]
 """Bytes, as base64url without padding in JSON."""
 
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 """An OCI digest."""
 
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=256), AfterValidator(_hex_checked)]
 """Lower-case hex of whole bytes."""
 
-DeviceId = Annotated[str, Field(pattern=r"^[0-9a-f]{8,66}$")]
+DeviceId = Annotated[str, Field(pattern=r"^[0-9a-f]{8,66}$", max_length=66)]
 """A device's identity: lower-case hex of its UEID (01 || SHA-256 of the UDS public key), or an owner-given id."""
 
-GrantId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+GrantId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", max_length=32)]
 """16 random bytes in hex, drawn at an attempt's first permit; the boot id of the installation it leads to."""
 
-ReasonCode = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{1,63}$")]
+ReasonCode = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{1,63}$", max_length=64)]
 """A reason as conditions carry it; the known ones are in reasons.Reason."""

@@ -11,8 +11,10 @@ from .base import Digest, Hex, WireModel
 class Measurement(WireModel):
     """A DICE measurement. Not an OCI digest: see docs/device-protocol.md, "Measurement"."""
 
-    scheme: Annotated[str, Field(pattern=r"^(esp-image|mcuboot)$", description="How the bytes are delimited.")]
-    alg: Annotated[int, Field(description="COSE algorithm: -16 SHA-256, -44 SHA-512.")]
+    scheme: Annotated[
+        str, Field(pattern=r"^(esp-image|mcuboot)$", max_length=16, description="How the bytes are delimited.")
+    ]
+    alg: Annotated[int, Field(ge=-65536, le=65535, description="COSE algorithm: -16 SHA-256, -44 SHA-512.")]
     value: Annotated[Hex, Field(description="The hash, lower-case hex.")]
 
 
@@ -28,7 +30,7 @@ class Target(WireModel):
     release_digest: Annotated[
         Digest | None, Field(description="Digest of the release statement's layer, where there is one.")
     ] = None
-    chip: Annotated[str, Field(pattern=r"^[a-z0-9]{3,16}$", description="IDF target, as esp32s3.")]
+    chip: Annotated[str, Field(pattern=r"^[a-z0-9]{3,16}$", max_length=16, description="IDF target, as esp32s3.")]
     chip_id: Annotated[int, Field(ge=0, le=0xFFFF, description="Chip id in the image header.")]
     application: Annotated[
         str, Field(min_length=1, max_length=32, description="Project name in the application descriptor.")
