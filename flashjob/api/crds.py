@@ -167,7 +167,7 @@ def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
     schema["properties"] |= {
         "apiVersion": {"type": "string", "maxLength": 64, "description": "Version of this kind."},
         "kind": {"type": "string", "maxLength": 64, "description": "This kind."},
-        "metadata": {"type": "object", "description": "Standard metadata."},
+        "metadata": {"type": "object"},
     }
     schema["required"] = ["spec"]
     status = schema["properties"].get("status")
