@@ -1,16 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`firmware-pipeline`: build folders in, signed OCI artifacts out, and back.
 
-Exit codes:
-    0  done
-    1  a local file could not be written, or an internal error
-    2  wrong usage: options, references, key files
-    3  the build is not valid
-    4  the registry refused the login or the right
-    5  the registry could not be reached, did not answer rightly, or has no such artifact
-    6  an artifact failed a check: digest, signature, release, content
-
-Results go to standard output, everything else to standard error. Progress bars appear on a terminal only.
+Exit codes: see `exit_codes`. Results go to standard output, everything else to standard error. Progress bars appear on a terminal only.
 """
 
 import contextlib
@@ -21,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any, Final, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -32,7 +23,8 @@ from firmware_pipeline import api
 from firmware_pipeline.artifact import ChipArtifact, chips
 from firmware_pipeline.config import dumps
 from firmware_pipeline.credentials import Credential, load_credentials
-from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.exit_codes import exit_code
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.inputs.build_list import load_builds
 from firmware_pipeline.inputs.reconcile import Overrides
@@ -51,40 +43,6 @@ from firmware_pipeline.signing.verify import gather
 from firmware_pipeline.store import atomic_file, storage_failed
 
 P = ParamSpec("P")
-_USAGE: Final = frozenset(
-    {Reason.ReferenceMalformed, Reason.KeyMalformed, Reason.SignersNotConfigured, Reason.CredentialsMalformed}
-)
-_AUTH: Final = frozenset({Reason.RegistryUnauthorized, Reason.RegistryForbidden, Reason.ForeignRealm})
-_NETWORK: Final = frozenset(
-    {
-        Reason.ReferenceNotFound,
-        Reason.RegistryUnreachable,
-        Reason.RegistryTimeout,
-        Reason.RegistryBusy,
-        Reason.RegistryProtocol,
-        Reason.ForeignUpload,
-        Reason.RedirectRefused,
-    }
-)
-_CHECK: Final = frozenset(
-    {
-        Reason.ArtifactMalformed,
-        Reason.ConfigMalformed,
-        Reason.DigestMismatch,
-        Reason.MediaTypeUnsupported,
-        Reason.PlatformAmbiguous,
-        Reason.PlatformMissing,
-        Reason.ReleaseInvalid,
-        Reason.ReleaseMissing,
-        Reason.SignatureInvalid,
-        Reason.SignatureThreshold,
-        Reason.SizeMismatch,
-        Reason.TooLarge,
-        Reason.UnsignedArtifact,
-        Reason.WrongChip,
-    }
-)
-
 app = typer.Typer(
     name="firmware-pipeline",
     help="Firmware as signed OCI artifacts: pack, push, inspect, verify, pull.",
@@ -120,14 +78,6 @@ PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the 
 AuthFile = Annotated[Path | None, typer.Option("--registry-config", help="Credentials file (config.json).")]
 Keys = Annotated[list[Path] | None, typer.Option("--key", help="PEM public key that is trusted; repeatable.")]
 Threshold = Annotated[int, typer.Option(help="How many distinct trusted keys must have signed.", min=1)]
-
-
-def exit_code(reason: Reason) -> int:
-    """The documented exit code for a reason."""
-    for code, reasons in ((2, _USAGE), (4, _AUTH), (5, _NETWORK), (6, _CHECK)):
-        if reason in reasons:
-            return code
-    return 1 if reason is Reason.StorageFailed else 3
 
 
 def _command(function: Callable[P, None]) -> Callable[P, None]:
@@ -263,12 +213,13 @@ def verify(
     registry_config: AuthFile = None,
 ) -> None:
     """Check signatures, index, every chip's manifest, config and release statement. Prints the pinned reference."""
+    trusted = _trusted(key)
     where = api.locate(reference)
     store = api.open_store(
         where, _options(where, plain_http, ca_file, trust_host, username, password_stdin, registry_config)
     )
     digest = api.resolve(store, where)
-    verified = api.verify(store, digest, _trusted(key), threshold)
+    verified = api.verify(store, digest, trusted, threshold)
     found = [api.open_chip(store, digest, chip) for chip in chips(verified.index)]
     for chip in found if layers else []:
         for layer in chip.layers:
@@ -304,15 +255,16 @@ def pull(
     registry_config: AuthFile = None,
 ) -> None:
     """Fetch one chip's files, config and release statement, each checked."""
+    if unverified and key:
+        raise typer.BadParameter("--unverified and --key exclude each other")
+    trusted = [] if unverified else _trusted(key)
     where = api.locate(reference)
     store = api.open_store(
         where, _options(where, plain_http, ca_file, trust_host, username, password_stdin, registry_config)
     )
     digest = api.resolve(store, where)
-    if unverified and key:
-        raise typer.BadParameter("--unverified and --key exclude each other")
     if not unverified:
-        api.verify(store, digest, _trusted(key), threshold)
+        api.verify(store, digest, trusted, threshold)
     found = api.open_chip(store, digest, chip)
     with _progress() as update:
         for layer in found.layers:
@@ -496,3 +448,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 def main() -> None:
     """Entry point."""
     app()
+
+
+if __name__ == "__main__":
+    main()

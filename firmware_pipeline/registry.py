@@ -220,6 +220,7 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
         def fetch() -> bytes | None:
             with self._once("GET", url, headers={"Accept": MANIFEST_TYPES[0]}) as response:
                 if response.status_code in _NO_REFERRERS_API:
+                    self._discard(response)
                     return None
                 self._expect(response, f"referrers of {digest}")
                 return self._read_all(response, MAX_MANIFEST_BYTES)
@@ -272,7 +273,7 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
         response = self._follow(method, url, headers, body, used)
         if response.status_code == 401 and ours and origin(response.url) == origin(self._base):
             challenge = response.headers.get("WWW-Authenticate", "")
-            response.close()
+            self._discard(response)
             used = self._authorizer.answer(challenge, self._actions, used)
             response = self._follow(method, url, headers, body, used)
         if response.status_code in (401, 403, *_BUSY):
@@ -376,6 +377,11 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
             if len(body) > limit:
                 raise _too_large(f"The answer of {self._name}", len(body), limit)
         return bytes(body)
+
+    def _discard(self, response: requests.Response) -> None:
+        """Read a small body to its end, so that the connection can be used again."""
+        with response, contextlib.suppress(PipelineError):
+            self._read_all(response, MAX_ERROR_BYTES)
 
     def _expect(self, response: requests.Response, what: str) -> None:
         """Any 2xx will do: registries differ in which."""

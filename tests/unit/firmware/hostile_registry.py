@@ -74,7 +74,7 @@ class HostileRegistry:
         self._serial = 0
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"registry": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -109,6 +109,11 @@ class HostileRegistry:
         with self._lock:
             self._serial += 1
             return self._serial
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up on a hostile answer are what the tests want."""
 
 
 class _Handler(BaseHTTPRequestHandler):

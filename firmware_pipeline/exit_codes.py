@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exit codes of `firmware-pipeline`: which refusal ends with which number.
+
+0  done
+1  a local file could not be written, or an internal error
+2  wrong usage: options, references, key files
+3  the build is not valid
+4  the registry refused the login or the right
+5  the registry could not be reached, did not answer rightly, or has no such artifact
+6  an artifact failed a check: digest, signature, release, content
+"""
+
+from typing import Final
+
+from firmware_pipeline.errors import Reason
+
+_USAGE: Final = frozenset(
+    {Reason.ReferenceMalformed, Reason.KeyMalformed, Reason.SignersNotConfigured, Reason.CredentialsMalformed}
+)
+_AUTH: Final = frozenset({Reason.RegistryUnauthorized, Reason.RegistryForbidden, Reason.ForeignRealm})
+_NETWORK: Final = frozenset(
+    {
+        Reason.ReferenceNotFound,
+        Reason.RegistryUnreachable,
+        Reason.RegistryTimeout,
+        Reason.RegistryBusy,
+        Reason.RegistryProtocol,
+        Reason.ForeignUpload,
+        Reason.RedirectRefused,
+    }
+)
+_CHECK: Final = frozenset(
+    {
+        Reason.ArtifactMalformed,
+        Reason.ConfigMalformed,
+        Reason.DigestMismatch,
+        Reason.MediaTypeUnsupported,
+        Reason.PlatformAmbiguous,
+        Reason.PlatformMissing,
+        Reason.ReleaseInvalid,
+        Reason.ReleaseMissing,
+        Reason.SignatureInvalid,
+        Reason.SignatureThreshold,
+        Reason.SizeMismatch,
+        Reason.TooLarge,
+        Reason.UnsignedArtifact,
+        Reason.WrongChip,
+    }
+)
+
+
+def exit_code(reason: Reason) -> int:
+    """The documented exit code for a reason."""
+    for code, reasons in ((2, _USAGE), (4, _AUTH), (5, _NETWORK), (6, _CHECK)):
+        if reason in reasons:
+            return code
+    return 1 if reason is Reason.StorageFailed else 3
