@@ -12,7 +12,11 @@ import pytest
 
 from flashjob.sandbox import programs
 from flashjob.sandbox.launcher import ControlPlane
+from flashjob.sandbox.main import ENTRY_POINT, Sandbox
+from flashjob.sandbox.registry import Login
 from flashjob.sandbox.toolchain import BuildProgress, build
+
+POD_PROGRAM = "tests.integration.pod_program"
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +45,12 @@ def namespace(control_plane: ControlPlane) -> str:
     name = f"test-{uuid.uuid4().hex[:10]}"
     control_plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     return name
+
+
+@pytest.fixture(scope="session")
+def sandbox(tmp_path_factory: pytest.TempPathFactory, control_plane_binary: Path) -> Iterator[Sandbox]:
+    """A sandbox of two nodes, with a registry that wants a password; its pods may run the tests' own program."""
+    state_dir = tmp_path_factory.mktemp("sandbox")
+    nodes, programs_ = ("node-a", "node-b"), (ENTRY_POINT, POD_PROGRAM)
+    with Sandbox.up(state_dir, os.environ, nodes=nodes, login=Login(), entry_points=programs_) as running:
+        yield running
