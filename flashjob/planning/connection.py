@@ -62,7 +62,7 @@ def connect(transport: TransportKind, device: Device, instances: Iterable[Instan
             i
             for i in instances
             if not i.deleting
-            and not i.has_token
+            and not i.token
             and i.nodes
             and match
             and all(i.properties.get(k) == v for k, v in match.items())

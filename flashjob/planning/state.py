@@ -41,6 +41,7 @@ class Job:
     deleting: bool = False
     finalizer: bool = True
     """Whether our finalizer is on it. Without, a deletion would not wait for running pods, so nothing starts."""
+    resource_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Pod:
     """From its termination message."""
     trouble: str = ""
     """Why it does not run, or why it ended, in the words of kubelet and scheduler."""
+    resource_version: str = ""
 
     @property
     def terminal(self) -> bool:
@@ -124,6 +126,7 @@ class Device:
     released_at: float | None = None
     """When it was released from quarantine."""
     status: DeviceStatus = field(default_factory=DeviceStatus)
+    resource_version: str = ""
 
     @property
     def facts(self) -> Hardware | None:
@@ -151,9 +154,10 @@ class Instance:
     properties: Mapping[str, str]
     nodes: tuple[str, ...] = ()
     deleting: bool = False
-    has_token: bool = False
+    token: str = ""
+    """Its listing token, not verified."""
     listing: Listing | None = None
-    """Only where the token was verified."""
+    """What the token says, only where it was verified."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operator asks of artifacts: what a reference means, who signed it, what it makes of each chip.
+
+Synchronous, so it runs in threads; every failure is a Refusal in the product's own reasons.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from firmware_pipeline import api
+from firmware_pipeline.credentials import Credentials, parse_docker_config
+from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.errors import Reason as Pipeline
+from firmware_pipeline.http_rules import ClientOptions
+from firmware_pipeline.reference import parse_reference
+from firmware_pipeline.signing.keys import load_trusted_key
+from firmware_pipeline.signing.release import read_sequence
+from firmware_pipeline.store import ArtifactStore
+from flashjob.planning.messages import with_next
+from flashjob.planning.state import Refusal
+from flashjob.wire.reasons import Reason
+from flashjob.wire.target import Measurement, Target
+
+VERSION_ANNOTATION: Final = "org.opencontainers.image.version"
+
+_REASONS: Final = {
+    Pipeline.ReferenceNotFound: Reason.IMAGE_NOT_FOUND,
+    Pipeline.ReferenceMalformed: Reason.IMAGE_NOT_FOUND,
+    Pipeline.RegistryUnreachable: Reason.REGISTRY_UNAVAILABLE,
+    Pipeline.RegistryTimeout: Reason.REGISTRY_UNAVAILABLE,
+    Pipeline.RegistryBusy: Reason.REGISTRY_UNAVAILABLE,
+    Pipeline.StorageFailed: Reason.REGISTRY_UNAVAILABLE,
+    Pipeline.RegistryUnauthorized: Reason.REGISTRY_UNAUTHORIZED,
+    Pipeline.RegistryForbidden: Reason.REGISTRY_UNAUTHORIZED,
+    Pipeline.CredentialsMalformed: Reason.REGISTRY_UNAUTHORIZED,
+    Pipeline.ForeignRealm: Reason.REGISTRY_UNAUTHORIZED,
+    Pipeline.UnsignedArtifact: Reason.UNSIGNED,
+    Pipeline.SignatureInvalid: Reason.SIGNATURE_MISSING,
+    Pipeline.SignatureThreshold: Reason.SIGNATURE_MISSING,
+    Pipeline.SignersNotConfigured: Reason.SIGNERS_NOT_CONFIGURED,
+    Pipeline.KeyMalformed: Reason.KEY_UNREADABLE,
+    Pipeline.PlatformMissing: Reason.NO_MATCHING_PLATFORM,
+    Pipeline.DigestMismatch: Reason.DIGEST_MISMATCH,
+    Pipeline.SizeMismatch: Reason.DIGEST_MISMATCH,
+    Pipeline.ReleaseMissing: Reason.RELEASE_INVALID,
+    Pipeline.ReleaseInvalid: Reason.RELEASE_INVALID,
+}
+
+
+class Refused(Exception):
+    """An artifact, or a part of it, cannot be used."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason, refusal.message)
+        self.refusal = refusal
+
+    @property
+    def passing(self) -> bool:
+        """Whether the trouble may pass by itself."""
+        return self.refusal.reason == Reason.REGISTRY_UNAVAILABLE
+
+
+def refused(error: PipelineError) -> Refused:
+    """The pipeline's error in the product's reasons; its own code stays in the message."""
+    reason = _REASONS.get(error.reason, Reason.ARTIFACT_INVALID)
+    detail = "" if error.reason.value == reason.value else f" ({error.reason.value})"
+    message = f"{error.message}{detail}"
+    if error.next_step:
+        message = f"{message} Next: {error.next_step}"
+    return Refused(Refusal(reason.value, with_next(reason.value, message) if not error.next_step else message[:1024]))
+
+
+@dataclass(frozen=True, slots=True)
+class SignerKey:
+    """A public key by the name that messages use."""
+
+    name: str
+    pem: str
+
+
+class Artifact(Protocol):
+    """One repository's artifact. All methods raise Refused."""
+
+    @property
+    def repository(self) -> str:
+        """Registry and repository, without tag or digest."""
+        ...
+
+    def resolve(self) -> str:
+        """The digest that the reference means now."""
+        ...
+
+    def describe(self, digest: str) -> tuple[str, tuple[str, ...]]:
+        """(version for people, chips that it has an image for)."""
+        ...
+
+    def verify(self, digest: str, keys: Sequence[SignerKey], threshold: int) -> tuple[str, ...]:
+        """Names of those keys that signed the digest; Refused where fewer than `threshold` did."""
+        ...
+
+    def target(self, digest: str, chip: str) -> Target:
+        """What a device of this chip is to become."""
+        ...
+
+
+class Artifacts(Protocol):
+    """Where artifacts come from."""
+
+    def open(self, image: str, *, plain_http: bool, docker_config: bytes | None) -> Artifact:
+        """The artifact that a reference names; nothing is sent yet. Raises Refused for a malformed reference."""
+        ...
+
+
+class PipelineArtifact:
+    """An Artifact in a registry, by firmware_pipeline."""
+
+    def __init__(self, image: str, plain_http: bool, store: ArtifactStore) -> None:
+        self._image, self._plain_http, self._store = image, plain_http, store
+
+    @property
+    def repository(self) -> str:
+        """See Artifact."""
+        return parse_reference(self._image).repository
+
+    def resolve(self) -> str:
+        """See Artifact."""
+        try:
+            return api.resolve(self._store, self._image)
+        except PipelineError as error:
+            raise refused(error) from error
+
+    def describe(self, digest: str) -> tuple[str, tuple[str, ...]]:
+        """See Artifact."""
+        try:
+            index = api.open_index(self._store, digest)
+        except PipelineError as error:
+            raise refused(error) from error
+        chips = sorted({m.platform.variant for m in index.manifests if m.platform and m.platform.variant})
+        return index.annotations.get(VERSION_ANNOTATION, "")[:128], tuple(chips)
+
+    def verify(self, digest: str, keys: Sequence[SignerKey], threshold: int) -> tuple[str, ...]:
+        """See Artifact."""
+        try:
+            trusted = [load_trusted_key(key.pem.encode(), key.name) for key in keys]
+            return api.verify(self._store, digest, trusted, threshold).signers
+        except PipelineError as error:
+            raise refused(error) from error
+
+    def target(self, digest: str, chip: str) -> Target:
+        """See Artifact."""
+        try:
+            found = api.open_chip(self._store, digest, chip)
+            statement = found.release_statement
+            sequence = read_sequence(statement, found.config) if statement is not None else 0
+        except PipelineError as error:
+            raise refused(error) from error
+        config = found.config
+        return Target(
+            repository=self.repository,
+            index_digest=digest,
+            manifest_digest=found.manifest_digest,
+            config_digest=found.config_digest,
+            release_digest=found.release_digest,
+            chip=chip,
+            chip_id=config.chip.chip_id,
+            application=config.app.project_name,
+            version=config.app.version,
+            secure_version=config.app.secure_version,
+            sequence=sequence,
+            image_size=config.app_image.size,
+            image_digest=config.app_image.digest,
+            measurements=tuple(Measurement(scheme=m.scheme, alg=m.alg, value=m.value) for m in config.measurements),
+            plain_http=self._plain_http,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineArtifacts:
+    """Artifacts in registries.
+
+    Args:
+        ca_file: PEM certificates to trust instead of the system's.
+    """
+
+    ca_file: Path | None = None
+
+    def open(self, image: str, *, plain_http: bool, docker_config: bytes | None) -> Artifact:
+        """See Artifacts. A layout directory is refused: it would be one of the operator's own disk."""
+        try:
+            reference = parse_reference(image)
+            if reference.is_layout:
+                raise Refused(
+                    Refusal(
+                        Reason.IMAGE_NOT_FOUND.value,
+                        with_next(Reason.IMAGE_NOT_FOUND, f"{image} is a directory; a FlashJob names a registry"),
+                    )
+                )
+            credentials = Credentials()
+            if docker_config is not None:
+                table, helpers = parse_docker_config(docker_config, "the pull secret")
+                credentials = Credentials(files=(table,), helpers=helpers)
+            options = ClientOptions(credentials=credentials, plain_http=plain_http, ca_file=self.ca_file)
+            return PipelineArtifact(image, plain_http, api.open_store(reference, options))
+        except PipelineError as error:
+            raise refused(error) from error
