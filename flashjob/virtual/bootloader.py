@@ -7,8 +7,9 @@ Choosing follows the ESP-IDF bootloader with rollback enabled (tests name the ru
 2. A record still PENDING_VERIFY at the start means that its first boot did not end in a confirmation: ABORTED.
 3. The highest bootable record decides the slot; NEW becomes PENDING_VERIFY before the application starts.
 4. No record: the factory application, else ota_0, for which a first record (seq 1, VALID) is written.
-5. An image boots only if it parses, is an application for this chip and revision and, with anti-rollback, its
-   secure_version is not below the eFuse counter. Otherwise: down the slots to factory, then up the rest, then test.
+5. An image boots only if it parses, is an application for this chip and revision, with secure boot is signed by the
+   trusted key and, with anti-rollback, its secure_version is not below the eFuse counter. Otherwise:
+   down the slots to factory, then up the rest, then test.
 6. With anti-rollback the counter is burnt at once when the slot that boots is VALID already.
 
 Measuring follows the DICE life cycle:
@@ -40,6 +41,7 @@ from firmware_pipeline.esp.image import ImageInfo, parse_image
 from firmware_pipeline.esp.measurement import measure_image
 from firmware_pipeline.esp.otadata import NO_BOOT_ID, OTADATA_SIZE, OtaRecord, SlotState
 from firmware_pipeline.esp.partitions import SUBTYPE_FACTORY, SUBTYPE_TEST, Partition, PartitionTable
+from flashjob.virtual import secure_boot
 from flashjob.virtual.adversaries import Behaviour
 from flashjob.virtual.flash import Flash
 from flashjob.virtual.nvs import Nvs
@@ -323,7 +325,8 @@ def verify_image(data: bytes, hardware: Hardware) -> ImageInfo:
 
     Raises:
         PipelineError: it does not parse.
-        BootError: it is for another chip or revision, no application, or older than the eFuse counter allows.
+        BootError: it is for another chip or revision, no application, not signed by the trusted key, or older than
+            the eFuse counter allows.
     """
     info = parse_image(data)
     if info.chip is not hardware.chip:
@@ -332,6 +335,13 @@ def verify_image(data: bytes, hardware: Hardware) -> ImageInfo:
         raise BootError("WrongRevision", f"chip revision {hardware.revision} is outside what the image accepts")
     if info.app is None:
         raise BootError("NotAnApplication", "the image has no application descriptor")
+    trusted = hardware.fuses.secure_boot_key_digest
+    if (
+        hardware.verifies_signatures
+        and trusted is not None
+        and not secure_boot.verify(data, info.image_length, trusted)
+    ):
+        raise BootError("NotSigned", f"secure boot: no signature by the trusted key {trusted.hex()[:16]}...")
     burnt = hardware.fuses.secure_version
     if hardware.anti_rollback and info.app.secure_version < burnt:
         raise BootError("SecureVersion", f"secure version {info.app.secure_version} is below the eFuse counter {burnt}")

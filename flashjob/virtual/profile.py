@@ -24,6 +24,7 @@ from attestation.mint import Mode
 from attestation.statement import SHA_512
 from firmware_pipeline.esp.chips import FLASH_SIZES, Chip, by_target
 from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
+from flashjob.virtual import secure_boot
 
 Tier = Literal["SelfReported", "SignedBoot"]
 MAX_OWNER_KEYS: Final = 2
@@ -89,6 +90,9 @@ class Hardware:
     table_offset: int = DEFAULT_TABLE_OFFSET
     anti_rollback: bool = False
     """The bootloader enforces secure_version and burns eFuses on confirmation."""
+    verifies_signatures: bool = True
+    """With secure boot on, only an image signed by the trusted key boots, as on hardware. False leaves the check out,
+    for tests about other things: then even unsigned images boot on a chip that says secure boot is on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,8 @@ def make_identity(
     secure_version: int = 0,
     anti_rollback: bool = False,
     table_offset: int = DEFAULT_TABLE_OFFSET,
+    secure_boot_key_digest: bytes | None = None,
+    verifies_signatures: bool = False,
 ) -> DeviceIdentity:
     """A chip of its own for every (secret, name): same input, same MAC, same keys.
 
@@ -159,6 +165,8 @@ def make_identity(
         hash_alg: -16 (SHA-256) or -44 (SHA-512).
         revision: major * 100 + minor; a usual one for the chip where None.
         secure_version: anti-rollback counter already burnt.
+        secure_boot_key_digest: trusted secure-boot key; where None that of `secure_boot.maker_key(secret)`.
+        verifies_signatures: see `Hardware`; sign images with `secure_boot.sign`, or with espsecure.
 
     Raises:
         PipelineError: UnknownChip.
@@ -169,8 +177,9 @@ def make_identity(
         raise ValueError(f"{chip.display} has no eFuse HMAC key and can only be SelfReported")
     seed = hashlib.sha512(b"virtual device\0" + secret + b"\0" + chip.target.encode() + b"\0" + name.encode()).digest()
     locked = tier == "SignedBoot"
+    trusted = secure_boot_key_digest or secure_boot.key_digest(secure_boot.maker_key(secret).public_key())
     fuses = Fuses(
-        secure_boot_key_digest=hashlib.sha256(b"secure boot key\0" + secret).digest() if locked else None,
+        secure_boot_key_digest=trusted if locked else None,
         flash_encryption=locked,
         encryption_release=locked,
         jtag_off=True,
@@ -188,5 +197,6 @@ def make_identity(
         hash_alg=hash_alg,
         table_offset=table_offset,
         anti_rollback=anti_rollback,
+        verifies_signatures=verifies_signatures,
     )
     return DeviceIdentity(hardware, seed[32:])

@@ -28,7 +28,17 @@ def test_vendor_tool_verifies_it(tmp_path: Path, key: rsa.RSAPrivateKey) -> None
     pem.write_bytes(
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
-    command = [sys.executable, "-m", "espsecure", "verify-signature", "--version", "2", "--keyfile", str(pem), str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "espsecure",
+        "verify-signature",
+        "--version",
+        "2",
+        "--keyfile",
+        str(pem),
+        str(file),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verification successful" in done.stdout.lower()
