@@ -127,7 +127,7 @@ class MeasurementRef(_Strict):
     """A measurement in a policy, in the same form as in a signed config and in Device.status."""
 
     scheme: Annotated[
-        str, Field(pattern=r"^(esp-image|mcuboot)$", description="How the measured bytes are delimited.")
+        str, Field(pattern=r"^(esp-image|mcuboot)$", max_length=16, description="How the measured bytes are delimited.")
     ] = "esp-image"
     alg: Annotated[int, Field(description="COSE algorithm: -16 SHA-256, -43 SHA-384, -44 SHA-512.")]
     value: Annotated[HashHex, Field(description="The hash, lower-case hex.")]
@@ -184,7 +184,7 @@ class DenyRules(_Strict):
         Field(description="Code hashes of any layer. Name a withdrawn image in every algorithm in use."),
     ] = ()
     keys: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")], ...],
+        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", max_length=40)], ...],
         Field(max_length=64, description="DICE ids of keys that no chain may hold, lower-case hex."),
     ] = ()
 
@@ -240,7 +240,7 @@ class AttestationPolicySpec(_Strict):
         tuple[DebugStatus, ...], Field(min_length=1, max_length=5, description="Accepted debug states.")
     ] = tuple(DebugStatus)[1:]
     partition_tables: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...],
+        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)], ...],
         Field(max_length=32, description="Accepted SHA-256 of the partition table. Empty accepts any."),
     ] = ()
     min_root_of_trust: Annotated[

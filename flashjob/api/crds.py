@@ -148,7 +148,7 @@ def crd(kind: Kind) -> dict[str, Any]:
                 "plural": kind.plural,
                 "singular": kind.name.lower(),
                 "shortNames": [kind.short_name],
-                "categories": ["flashjob"],
+                "categories": ["flash"],  # not "flashjob": that is a singular name, and a category would hide it
             },
             "versions": [version],
         },
