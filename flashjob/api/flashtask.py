@@ -124,7 +124,7 @@ class Verdict(WireModel):
     boot_id: Annotated[Hex | None, Field(description="The boot id in the certificate.")] = None
     root_of_trust: Annotated[str, Field(max_length=32, description="The tier it was proven at.")] = ""
     unproven: Annotated[
-        tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=16, description="What was not proven.")
+        tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=16, description="What was not proven.")
     ] = ()
     policy_hash: Annotated[Hex | None, Field(description="SHA-256 of the policy that judged.")] = None
     evidence_hash: Annotated[Hex | None, Field(description="SHA-256 of the deciding evidence as received.")] = None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attestation package's Protocols on top of the cluster, or of a directory."""
+"""Who is trusted for what, read from the cluster: attestation's Protocols on top of caches, shared by all who judge."""

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a judge needs to know of Devices, policies and FlashTasks: slim, pure projections of the objects.
+
+Rules (tests name them):
+
+1. A Device whose anchor does not belong to its id is kept, without an anchor and with the reason: it is enrolled, but
+   nothing it says can hold.
+2. A task is live until its phase is final or it is being deleted; only a live task pins measurements.
+3. A task has a device under its hands from an attempt's permit to that attempt's verdict.
+"""
+
+import json
+from dataclasses import dataclass
+
+from attestation import keys
+from attestation.anchors import DeviceAnchor, DeviceState, Floors
+from attestation.errors import Reject
+from attestation.policy import AttestationPolicySpec, Measurement, RootOfTrust
+from flashjob.api.device import AttestationState, Connection, Device, Hardware, InstanceRef
+from flashjob.api.flashtask import FlashTask, Phase, Verdict
+from flashjob.cluster.resources import Obj
+from flashjob.wire.target import Measurement as Pinned
+from flashjob.wire.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDevice:
+    """One enrolled device.
+
+    Args:
+        namespace, name: of the Device.
+        id: its identity, hex.
+        anchor: what its chain must start from; None where it cannot attest.
+        problem: why there is no anchor although one is given (rule 1); else "".
+        policy: name of its AttestationPolicy, in the same namespace.
+        tier: what its hardware can prove at best.
+        quarantine: why it is withheld; "" if it is not.
+        connection: how it is reached.
+        hardware: as last read by a preflight, else as enrolled.
+        floors: what may only rise.
+        confirmed: its last confirmed measurement, in every algorithm.
+        attestation, endpoint, instance: what the discovery handler last wrote.
+    """
+
+    namespace: str
+    name: str
+    id: str
+    anchor: DeviceAnchor | None
+    problem: str
+    policy: str
+    tier: RootOfTrust
+    suspended: bool
+    quarantine: str
+    connection: Connection
+    hardware: Hardware | None
+    floors: Floors
+    confirmed: frozenset[Measurement]
+    attestation: AttestationState | None
+    endpoint: str
+    instance: InstanceRef | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTask:
+    """One FlashTask, as far as it says what its device may run and whether it may be touched.
+
+    Args:
+        namespace, name, uid: of the FlashTask.
+        device_id: the device.
+        live: rule 2.
+        phase: as the operator sees it.
+        target: what the device is to become; None where it was rejected before.
+        permitted: the last attempt that has its permit; 0 if none has.
+        grant_ids: of all permits, hex: boot ids of this task's installations.
+        verdict: the last one.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    device_id: str
+    live: bool
+    phase: Phase
+    target: Target | None
+    permitted: int
+    grant_ids: frozenset[str]
+    verdict: Verdict | None
+
+    @property
+    def in_hand(self) -> bool:
+        """Rule 3: writing, rebooting, attesting or confirming; nobody else should talk to the device."""
+        judged = self.verdict.attempt if self.verdict else 0
+        return self.live and self.permitted > judged
+
+    @property
+    def pinned(self) -> frozenset[Measurement]:
+        """What it lets the device run while it is live."""
+        return measurements(self.target.measurements) if self.live and self.target else frozenset()
+
+
+def read_device(obj: Obj) -> KnownDevice:
+    """Projection of a Device; ValueError where it does not follow the model."""
+    device = Device.parse(obj)
+    spec, status = device.spec, device.status
+    anchor, problem = None, ""
+    if spec.trust_anchor is not None:
+        try:
+            anchor = DeviceAnchor(
+                ueid=bytes.fromhex(spec.id),
+                key=keys.from_cose(spec.trust_anchor.cose_key),
+                tier=RootOfTrust(spec.root_of_trust),
+                policy=policy_key(device.metadata.namespace, spec.policy_ref.name),
+                state=DeviceState.SUSPENDED if spec.suspended else DeviceState.ACTIVE,
+            )
+        except Reject as reject:
+            problem = str(reject)
+    floors = status.floors
+    return KnownDevice(
+        namespace=device.metadata.namespace,
+        name=device.metadata.name,
+        id=spec.id,
+        anchor=anchor,
+        problem=problem,
+        policy=spec.policy_ref.name,
+        tier=RootOfTrust(spec.root_of_trust),
+        suspended=spec.suspended,
+        quarantine=_quarantine(device),
+        connection=spec.connection,
+        hardware=status.hardware or spec.hardware,
+        floors=Floors(floors.security_version, floors.sequence, floors.boot_count) if floors else Floors(),
+        confirmed=measurements(status.firmware.measurements) if status.firmware else frozenset(),
+        attestation=status.attestation,
+        endpoint=status.endpoint,
+        instance=status.instance,
+    )
+
+
+def read_task(obj: Obj) -> KnownTask:
+    """Projection of a FlashTask; ValueError where it does not follow the model."""
+    task = FlashTask.parse(obj)
+    report = task.status.report
+    permits = report.permits if report else ()
+    return KnownTask(
+        namespace=task.metadata.namespace,
+        name=task.metadata.name,
+        uid=task.metadata.uid,
+        device_id=task.spec.device.id,
+        live=not task.status.phase.final and task.metadata.deletion_timestamp is None,
+        phase=task.status.phase,
+        target=task.spec.target,
+        permitted=max((permit.attempt for permit in permits), default=0),
+        grant_ids=frozenset(permit.grant_id for permit in permits),
+        verdict=report.verdict if report else None,
+    )
+
+
+def read_policy(obj: Obj) -> AttestationPolicySpec:
+    """Projection of an AttestationPolicy; ValueError where it does not follow the model."""
+    return AttestationPolicySpec.model_validate_json(json.dumps(obj.get("spec") or {}))
+
+
+def policy_key(namespace: str, name: str) -> str:
+    """How an anchor names its policy: policies of different namespaces are different ones."""
+    return f"{namespace}/{name}"
+
+
+def measurements(pinned: tuple[Pinned, ...]) -> frozenset[Measurement]:
+    """From the wire's hex to what the verifier compares."""
+    return frozenset(Measurement(one.alg, bytes.fromhex(one.value)) for one in pinned)
+
+
+def _quarantine(device: Device) -> str:
+    """Why it is withheld; a release that is later than the quarantine ends it."""
+    quarantine, release = device.status.quarantine, device.spec.release_from_quarantine
+    if quarantine is None or (release is not None and _instant(release.at) >= _instant(quarantine.since)):
+        return ""
+    return quarantine.reason
+
+
+def _instant(timestamp: str) -> tuple[str, str]:
+    """RFC 3339 in UTC as something that sorts, with or without fractions."""
+    seconds, _, fraction = timestamp.removesuffix("Z").partition(".")
+    return seconds, fraction.ljust(6, "0")
