@@ -165,6 +165,11 @@ class Sandbox:
         self._programs.append(program)
         return program
 
+    def forget(self, program: Program) -> None:
+        """Stop a spawned program; its end is no failure from now on."""
+        self._programs.remove(program)
+        program.stop(_STOP_SECONDS)
+
     def require_running(self) -> None:
         """Raise `ProgramEnded` if a component or an agent has ended by itself."""
         self.plane.require_running()

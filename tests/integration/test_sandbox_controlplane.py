@@ -17,6 +17,8 @@ from flashjob.errors import FlashJobError
 from flashjob.sandbox.client import ApiClient, ApiError, Changed, Listed
 from flashjob.sandbox.launcher import ControlPlane
 
+from .processes import of_state_dir, wait_until_none
+
 pytestmark = pytest.mark.integration
 ROOT = str(Path(__file__).parents[2])
 STARTER = """
@@ -28,22 +30,6 @@ Path(sys.argv[1], "pids.new").write_text(" ".join(str(program.pid) for program i
 Path(sys.argv[1], "pids.new").rename(Path(sys.argv[1], "pids"))
 time.sleep(600)
 """
-
-
-def of_state_dir(state_dir: Path) -> list[str]:
-    """Command lines of all living processes that mention the state directory or work in it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            work = str((entry / "cwd").readlink())
-        except OSError:
-            continue
-        if str(state_dir) in line or work.startswith(str(state_dir)):
-            found.append(line)
-    return found
 
 
 def config_map(name: str) -> dict[str, object]:
@@ -175,10 +161,7 @@ def test_nothing_is_left_after_kill_9_of_the_launcher(control_plane_binary: Path
     finally:
         launcher.kill()
         launcher.wait()
-    deadline = time.monotonic() + 10
-    while left := of_state_dir(tmp_path):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    wait_until_none(tmp_path)
 
 
 def test_a_component_that_does_not_start_is_named_with_its_log(control_plane_binary: Path, tmp_path: Path) -> None:
