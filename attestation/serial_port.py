@@ -3,8 +3,9 @@
 
 Rules (tests name them):
 
-1. The port is held by flock and TIOCEXCL; whoever holds it already is waited for, at most `wait_seconds`, then
-   ``PortBusy``. flock alone also keeps out a second opener with root's rights.
+1. The port is held by flock, which binds root too, and on a real port by TIOCEXCL; whoever holds it already is waited
+   for, at most `wait_seconds`, then ``PortBusy``. A pseudo-terminal would keep TIOCEXCL after we are gone, for as long as
+   its other end lives: there flock alone decides.
 2. DTR and RTS are deasserted in one step, so that opening a port never resets a board; a pseudo-terminal has none.
 3. The line is raw, 8N1, and is not hung up on closing.
 """
@@ -132,7 +133,8 @@ def _open(path: str, baud: int) -> int:
         raise
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.ioctl(fd, termios.TIOCEXCL)
+        if not os.ttyname(fd).startswith("/dev/pts/"):
+            fcntl.ioctl(fd, termios.TIOCEXCL)
         lines = struct.pack("I", termios.TIOCM_DTR | termios.TIOCM_RTS)
         with contextlib.suppress(OSError):  # a pseudo-terminal has no modem lines
             fcntl.ioctl(fd, termios.TIOCMBIC, lines)

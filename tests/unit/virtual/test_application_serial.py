@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import struct
 import tty
 from collections.abc import AsyncIterator, Callable
 
@@ -218,6 +220,12 @@ async def test_port_rule_1_one_holder_at_a_time(console: Console) -> None:
     second = await waiting
     second.close()
     second.close()
+
+
+async def test_port_rule_1_a_pseudo_terminal_is_left_open_to_the_next(console: Console) -> None:
+    (await open_port(console.path)).close()
+    tiocgexcl = 0x80045440
+    assert fcntl.ioctl(console._slave, tiocgexcl, struct.pack("I", 9)) == struct.pack("I", 0)
 
 
 @pytest.mark.parametrize(("path", "baud"), [("/nonexistent/tty", 115200), ("/dev/null", 115200), ("", 123)])
