@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The judge's rules, told as updates of a virtual device. The number in a test's name is the rule in judge.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from attestation.anchors import Floors
+from attestation.policy import RootOfTrust
+from flashjob.gateway.judge import Refused
+from flashjob.virtual.adversaries import (
+    OtherDevicesEvidence,
+    ReplaysEvidence,
+    RollsBackBeforeConfirm,
+    RunsOldImage,
+    StaleBootId,
+)
+from flashjob.virtual.profile import make_identity
+from flashjob.wire.gateway import Outcome, PermitDecision, Purpose
+from flashjob.wire.pod import Before, Safety, TransportKind
+from flashjob.wire.reasons import Reason
+from tests.unit.gateway.court import Court, both, target_of
+from tests.unit.virtual.workbench import Bench, image
+
+NEW = image("2.0")
+
+
+async def refusal(awaitable: object) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await awaitable  # type: ignore[misc]
+    return caught.value
+
+
+async def test_the_good_way_ends_proven_with_three_writes() -> None:
+    court = Court(Bench(), NEW)
+    reply = await court.whole_update()
+    assert (reply.outcome, reply.reason) == (Outcome.PROVEN, "Proven")
+    verdict = court.verdict
+    assert verdict is not None
+    assert (verdict.application, verdict.version, verdict.root_of_trust) == ("porch", "2.0", "SignedBoot")
+    assert verdict.boot_id == court.report.permits[0].grant_id
+    assert court.writes == 2, "the permit and the verdict; the first evidence is not worth a write"
+    assert len(court.report.used_nonces) == 3
+
+
+async def test_1_a_judged_attempt_is_not_judged_again() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    proof = court.hand_over(await court.prove())
+    await court.confirm(proof)
+    again = await refusal(court.confirm(proof))
+    assert again.reason == Reason.EVIDENCE_REPLAYED
+    assert court.verdict is not None
+    assert court.verdict.outcome is Outcome.PROVEN, "a replay takes nothing away from a success"
+
+
+@pytest.mark.parametrize("reason", [Reason.PAUSED, Reason.JOB_DELETED, Reason.SUSPENDED])
+async def test_2_a_held_task_gets_no_permit(reason: Reason) -> None:
+    court = Court(Bench(), NEW, held=(reason, "because"))
+    refused = await refusal(court.permit())
+    assert refused.reason == reason
+    assert refused.retryable == (reason is Reason.PAUSED)
+    assert court.writes == 0
+
+
+async def test_3_without_identity_no_permit() -> None:
+    court = Court(Bench(), NEW)
+    refused = await refusal(court.permit(unseen=True))
+    assert refused.reason == Reason.BEFORE_ATTESTATION_FAILED
+    assert court.report.permits == ()
+
+
+async def test_3_failing_identity_is_a_verdict_and_no_permit() -> None:
+    court = Court(Bench(), NEW, policy_changes={"authorityHashes": ["ab" * 64]})
+    refused = await refusal(court.permit())
+    assert refused.reason == Reason.BEFORE_ATTESTATION_FAILED
+    assert "ref.authority" in refused.message
+    assert court.verdict is not None
+    assert (court.verdict.outcome, court.report.permits) == (Outcome.REJECTED, ())
+
+
+async def test_3_another_device_is_the_wrong_device() -> None:
+    other = Bench(identity=make_identity("other", "esp32s3", secret=b"test"))
+    court = Court(Bench(), NEW)
+    refused = await refusal(court.permit(other.evidence(await court.nonce(Purpose.BEFORE))))
+    assert refused.reason == Reason.WRONG_DEVICE
+
+
+async def test_3_known_wants_an_acceptable_application() -> None:
+    court = Court(Bench(), NEW, before=Before.KNOWN)
+    refused = await refusal(court.permit())
+    assert refused.reason == Reason.BEFORE_ATTESTATION_FAILED
+    assert "ref.code" in refused.message
+
+
+async def test_3_serial_without_evidence_only_where_the_job_says_so() -> None:
+    court = Court(Bench(), NEW, transport=TransportKind.SERIAL, before=Before.NONE, transitions=7)
+    reply = await court.permit(unseen=True)
+    assert (reply.decision, reply.fence) == (PermitDecision.WRITE, 7)
+
+
+async def test_3_evidence_for_one_attempt_opens_no_other() -> None:
+    court = Court(Bench(), NEW)
+    old = court.bench.evidence(await court.nonce(Purpose.BEFORE))
+    refused = await refusal(court.retried().permit(old))
+    assert refused.reason == Reason.BEFORE_ATTESTATION_FAILED
+    assert "nonce.mac" in refused.message
+
+
+async def test_4_a_device_that_runs_the_target_is_not_written() -> None:
+    bench = Bench()
+    await Court(bench, NEW).whole_update()
+    court = Court(bench, NEW)
+    reply = await court.permit()
+    assert reply.decision is PermitDecision.ALREADY_RUNNING
+    assert court.verdict is not None
+    assert (court.verdict.outcome, court.report.permits) == (Outcome.ALREADY_RUNNING, ())
+
+
+async def test_5_an_installation_of_an_earlier_attempt_is_resumed() -> None:
+    court = Court(Bench(), NEW)
+    first = await court.permit()
+    await court.write_and_reboot(first)
+    reply = await court.retried().permit()
+    assert (reply.decision, reply.grant_id) == (PermitDecision.RESUME, first.grant_id)
+    verdict = await court.confirm(court.hand_over(await court.prove()))
+    assert verdict.outcome is Outcome.PROVEN
+    assert len(court.report.permits) == 1, "a resumed attempt has no permit of its own"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"name": "cellar"}, "application"),
+        ({"version": "2.1"}, "version"),
+        ({"chip_id": 5}, "chip id"),
+        ({"secure_version": 1}, "secure_version"),
+        ({"sequence": 9}, "sequence"),
+        ({"image_size": 17}, "image size"),
+        ({"measurements": [[-16, b"m" * 32]]}, "measurement"),
+    ],
+)
+async def test_6_the_release_statement_speaks_of_this_artifact(change: dict[str, Any], what: str) -> None:
+    court = Court(Bench(), NEW)
+    court.release = court.bench.release(NEW, **({"measurements": both(NEW)} | change))
+    court.target = target_of(NEW, court.release)
+    refused = await refusal(court.permit())
+    assert refused.reason == Reason.RELEASE_INVALID
+    assert what in refused.message
+    assert court.report.permits == ()
+
+
+async def test_6_another_statement_than_the_pinned_one_is_refused() -> None:
+    court = Court(Bench(), NEW)
+    court.release = court.bench.release(NEW, sequence=2)
+    assert (await refusal(court.permit())).reason == Reason.RELEASE_INVALID
+
+
+async def test_7_no_downgrade_without_leave() -> None:
+    court = Court(Bench(), NEW, floors=Floors(sequence=5))
+    assert (await refusal(court.permit())).reason == Reason.DOWNGRADE
+    allowed = Court(Bench(), NEW, floors=Floors(sequence=5), safety=Safety(allow_downgrade=True))
+    assert (await allowed.permit()).decision is PermitDecision.WRITE
+
+
+async def test_7_security_version_below_the_floor_or_the_fuse() -> None:
+    assert (await refusal(Court(Bench(), NEW, floors=Floors(security_version=1)).permit())).reason == (
+        Reason.SECURITY_VERSION_ROLLBACK
+    )
+    burnt = Bench(identity=make_identity("burnt", "esp32s3", secure_version=3))
+    assert (await refusal(Court(burnt, NEW).permit())).reason == Reason.SECURITY_VERSION_ROLLBACK
+
+
+async def test_7_burning_the_fuse_needs_leave() -> None:
+    newer = image("3.0", secure_version=2)
+    assert (await refusal(Court(Bench(), newer).permit())).reason == Reason.SECURITY_VERSION_BURN
+    court = Court(Bench(), newer, safety=Safety(allow_security_version_burn=True))
+    assert (await court.permit()).decision is PermitDecision.WRITE
+
+
+async def test_8_a_permit_asked_again_has_the_same_grant_id_and_fence() -> None:
+    court = Court(Bench(), NEW)
+    first, second = await court.permit(), await court.permit()
+    assert (first.grant_id, first.fence) == (second.grant_id, second.fence)
+    assert first.install_grant != second.install_grant, "signed anew over a new device nonce"
+    assert len(court.report.permits) == 1
+    third = await court.permit(unseen=True)
+    assert third.grant_id == first.grant_id
+
+
+async def test_8_the_fence_exceeds_what_the_device_has_stored() -> None:
+    bench = Bench()
+    bench.nvs.fence = 41
+    assert (await Court(bench, NEW, transitions=3).permit()).fence == 42
+    assert (await Court(Bench(), NEW, transitions=50).permit()).fence == 50
+
+
+async def test_9_the_old_image_after_the_write_is_a_mismatch() -> None:
+    court = Court(Bench(behaviour=RunsOldImage()), NEW)
+    await court.write_and_reboot(await court.permit())
+    refused = await refusal(court.prove())
+    assert refused.reason == Reason.MEASUREMENT_MISMATCH
+    assert court.verdict is not None
+    assert (court.verdict.outcome, court.verdict.version) == (Outcome.REJECTED, "1.0")
+
+
+async def test_9_a_stale_boot_id_is_told_apart() -> None:
+    court = Court(Bench(behaviour=StaleBootId()), NEW)
+    await court.write_and_reboot(await court.permit())
+    assert (await refusal(court.prove())).reason == Reason.BOOT_ID_MISMATCH
+
+
+async def test_9_another_devices_evidence_is_told_apart() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    other = Bench(identity=make_identity("other", "esp32s3", secret=b"test"), first=NEW)
+    court.bench.behaviour = OtherDevicesEvidence(other.evidence)
+    court.bench.application._behaviour = court.bench.behaviour
+    assert (await refusal(court.prove())).reason == Reason.EVIDENCE_OF_ANOTHER_DEVICE
+
+
+async def test_9_evidence_from_before_the_write_is_a_replay() -> None:
+    court = Court(Bench(), NEW)
+    old = court.bench.evidence(await court.nonce(Purpose.BEFORE))
+    await court.write_and_reboot(await court.permit(old))
+    assert (await refusal(court.prove(old))).reason == Reason.EVIDENCE_REPLAYED
+
+
+async def test_9_a_device_that_replays_is_never_proven() -> None:
+    court = Court(Bench(behaviour=ReplaysEvidence()), NEW)
+    permit = await court.permit()
+    await court.write_and_reboot(permit)
+    assert (await refusal(court.prove())).reason in (Reason.EVIDENCE_REPLAYED, Reason.EVIDENCE_INVALID)
+
+
+async def test_10_the_same_evidence_earns_the_same_second_nonce() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    evidence = court.bench.evidence(await court.nonce(Purpose.AFTER))
+    assert (await court.prove(evidence)).second_nonce == (await court.prove(evidence)).second_nonce
+
+
+async def test_11_a_pending_slot_is_no_success() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    reply = await court.prove()
+    refused = await refusal(court.confirm(court.bench.evidence(reply.second_nonce)))
+    assert refused.reason == Reason.CONFIRM_TIMEOUT
+    assert court.verdict is None, "time alone explains it: no verdict (rule 13)"
+
+
+async def test_11_the_first_evidence_does_not_confirm() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    evidence = court.bench.evidence(await court.nonce(Purpose.AFTER))
+    await court.prove(evidence)
+    assert (await refusal(court.confirm(evidence))).reason == Reason.EVIDENCE_REPLAYED
+    assert court.verdict is not None
+    assert court.verdict.outcome is Outcome.REJECTED
+
+
+async def test_11_a_lost_answer_to_the_confirm_is_made_good_by_the_next_attempt() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    court.hand_over(await court.prove())  # the device is VALID, and nobody heard it
+    assert (await court.retried().permit()).decision is PermitDecision.RESUME
+    reply = await court.prove()
+    assert reply.confirm_grant is None
+    assert (await court.confirm(court.bench.evidence(reply.second_nonce))).outcome is Outcome.PROVEN
+
+
+async def test_12_a_weak_root_of_trust_is_below_policy_even_when_all_else_holds() -> None:
+    weak = make_identity("weak", "esp32", tier="SelfReported", secret=b"test")
+    bench = Bench(identity=weak, first=image(chip="esp32"))
+    court = Court(bench, image("2.0", chip="esp32"), tier=RootOfTrust.SELF_REPORTED)
+    reply = await court.whole_update()
+    assert (reply.outcome, reply.reason) == (Outcome.BELOW_POLICY, "RootOfTrustTooLow")
+    assert court.verdict is not None
+    assert court.verdict.unproven != ()
+    named = Court(
+        Bench(identity=weak, first=image(chip="esp32")),
+        image("2.0", chip="esp32"),
+        tier=RootOfTrust.SELF_REPORTED,
+        policy_changes={"minRootOfTrust": RootOfTrust.SELF_REPORTED},
+    )
+    assert (await named.whole_update()).outcome is Outcome.PROVEN
+
+
+async def test_12_running_already_at_a_weak_root_is_below_policy_too() -> None:
+    weak = make_identity("weak", "esp32", tier="SelfReported", secret=b"test")
+    bench, new = Bench(identity=weak, first=image(chip="esp32")), image("2.0", chip="esp32")
+    await Court(bench, new, tier=RootOfTrust.SELF_REPORTED).whole_update()
+    court = Court(bench, new, tier=RootOfTrust.SELF_REPORTED)
+    await court.permit()
+    assert court.verdict is not None
+    assert court.verdict.outcome is Outcome.BELOW_POLICY
+
+
+async def test_13_a_reset_before_the_confirm_leaves_no_verdict() -> None:
+    court = Court(Bench(behaviour=RollsBackBeforeConfirm()), NEW)
+    await court.write_and_reboot(await court.permit())
+    reply = await court.prove()
+    court.bench.reset()  # PENDING, unconfirmed: the bootloader goes back
+    refused = await refusal(court.confirm(court.bench.evidence(reply.second_nonce)))
+    assert refused.reason == Reason.RESET_BEFORE_CONFIRM
+    assert court.verdict is None
+
+
+async def test_13_an_expired_nonce_is_retryable() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    evidence = court.bench.evidence(await court.nonce(Purpose.AFTER))
+    court.bench.now += 121
+    refused = await refusal(court.prove(evidence))
+    assert (refused.reason, refused.retryable, court.verdict) == (Reason.ATTEST_TIMEOUT, True, None)
+
+
+async def test_two_replicas_one_nonce_one_verdict() -> None:
+    """Both rule on the same evidence; the write of the second meets a conflict and is ruled anew."""
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    proof = court.hand_over(await court.prove())
+    court.conflicts = 1
+    await court.confirm(proof)
+    assert court.writes == 2
+    assert (await refusal(court.confirm(proof))).reason == Reason.EVIDENCE_REPLAYED
