@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from flashjob.api.conditions import set_condition
 from flashjob.api.flashjob import Counts, FailureSample, FlashJobStatus
 from flashjob.api.flashtask import Phase
 from flashjob.api.meta import Condition
@@ -30,7 +31,6 @@ from .messages import refuse, with_next
 from .state import Admission, Job, Refusal
 
 MAX_FAILURES: Final = 50
-Truth = Literal["True", "False", "Unknown"]
 _BAD: Final = frozenset({Phase.FAILED, Phase.REJECTED, Phase.QUARANTINED, Phase.ROLLED_BACK})
 
 
@@ -145,64 +145,46 @@ def _why(situation: Situation, counts: Counts) -> Refusal:
 
 
 class _Conditions:
-    """Conditions under construction; keeps the time of those whose status stays (rule 1)."""
+    """Conditions under construction (rule 1)."""
 
     def __init__(self, job: Job, now: float) -> None:
-        self._old = {c.type: c for c in job.status.conditions}
-        self._generation, self._now = job.generation, now
-        self._new: list[Condition] = []
+        self._all = job.status.conditions
+        self._generation, self._now = job.generation, stamp(now)
 
-    def set(self, kind: str, status: Truth, reason: str, message: str = "") -> None:
-        old = self._old.get(kind)
-        kept = old is not None and old.status == status
-        self._new.append(
-            Condition(
-                type=kind,
-                status=status,
-                reason=str(reason),
-                message=message,
-                last_transition_time=old.last_transition_time if old and kept else stamp(self._now),
-                observed_generation=self._generation,
-            )
-        )
+    def set(self, kind: str, status: bool | None, reason: str, message: str = "") -> None:
+        self._all = set_condition(self._all, kind, status, str(reason), message, self._generation, self._now)
 
-    def keep(self, kind: str) -> bool:
-        """Take the old one over as it was; False where there is none."""
-        old = self._old.get(kind)
-        if old is None:
-            return False
-        self.set(kind, old.status, old.reason, old.message)
-        return True
+    def has(self, kind: str) -> bool:
+        return any(c.type == kind for c in self._all)
 
     def result(self) -> tuple[Condition, ...]:
-        return tuple(self._new)
+        return self._all
 
 
 def _judge_start(conditions: _Conditions, situation: Situation) -> None:
     """Rules 2 and 3."""
     admission, refused = situation.admission, situation.refused
     verified = admission is not None and admission.ready
-    if situation.selected is not None and not verified and conditions.keep("ArtifactVerified"):
-        conditions.set("Validated", "True", Reason.ACCEPTED, f"{situation.selected} device(s) selected")
-        return
     if situation.selected is not None:
-        conditions.set("Validated", "True", Reason.ACCEPTED, f"{situation.selected} device(s) selected")
+        conditions.set("Validated", True, Reason.ACCEPTED, f"{situation.selected} device(s) selected")
     elif refused is not None and verified:
-        conditions.set("Validated", "False", refused.reason, refused.message)
+        conditions.set("Validated", False, refused.reason, refused.message)
     else:
-        conditions.set("Validated", "Unknown", Reason.IN_PROGRESS, "the artifact is being checked")
+        conditions.set("Validated", None, Reason.IN_PROGRESS, "the artifact is being checked")
+    if situation.selected is not None and not verified and conditions.has("ArtifactVerified"):
+        return
     if admission is not None and admission.refused is not None:
-        conditions.set("ArtifactVerified", "False", admission.refused.reason, admission.refused.message)
+        conditions.set("ArtifactVerified", False, admission.refused.reason, admission.refused.message)
     elif admission is not None and admission.waiting is not None:
-        conditions.set("ArtifactVerified", "Unknown", admission.waiting.reason, admission.waiting.message)
+        conditions.set("ArtifactVerified", None, admission.waiting.reason, admission.waiting.message)
     elif situation.selected is None and not verified:
-        conditions.set("ArtifactVerified", "Unknown", Reason.IN_PROGRESS, "the artifact is being checked")
+        conditions.set("ArtifactVerified", None, Reason.IN_PROGRESS, "the artifact is being checked")
     else:
         unmet = _unmet(admission)
         if unmet is not None:
-            conditions.set("ArtifactVerified", "False", unmet.reason, unmet.message)
+            conditions.set("ArtifactVerified", False, unmet.reason, unmet.message)
         else:
-            conditions.set("ArtifactVerified", "True", Reason.VERIFIED, "digest pinned, required signatures verified")
+            conditions.set("ArtifactVerified", True, Reason.VERIFIED, "digest pinned, required signatures verified")
 
 
 def _unmet(admission: Admission | None) -> Refusal | None:
@@ -216,32 +198,32 @@ def _judge_course(
     """Rules 4 and 5."""
     waiting = situation.admission.waiting if situation.admission else None
     if over:
-        conditions.set("Progressing", "False", why.reason, why.message)
+        conditions.set("Progressing", False, why.reason, why.message)
     elif situation.selected is None and waiting is not None:
-        conditions.set("Progressing", "False", waiting.reason, waiting.message)
+        conditions.set("Progressing", False, waiting.reason, waiting.message)
     elif situation.held is not None and counts.running == 0:
-        conditions.set("Progressing", "False", situation.held.reason, situation.held.message)
+        conditions.set("Progressing", False, situation.held.reason, situation.held.message)
     else:
         text = f"{counts.running} running, {counts.pending} pending of {counts.total}"
-        conditions.set("Progressing", "True", Reason.IN_PROGRESS, text)
+        conditions.set("Progressing", True, Reason.IN_PROGRESS, text)
     paused = job.spec.paused
-    conditions.set("Paused", "True" if paused else "False", Reason.PAUSED if paused else Reason.ACCEPTED)
+    conditions.set("Paused", paused, Reason.PAUSED if paused else Reason.ACCEPTED)
 
 
 def _judge_end(conditions: _Conditions, over: bool, bad: bool, counts: Counts, why: Refusal) -> None:
     """Rules 6, 7 and 9."""
     good = over and not bad and not counts.unproven
     if over:
-        conditions.set("Finished", "True", why.reason, why.message)
-        conditions.set("Succeeded", "True" if good else "False", why.reason, why.message)
-        conditions.set("Failed", "True" if bad else "False", why.reason, why.message)
-        conditions.set("Reconciling", "False", why.reason, why.message)
-        conditions.set("Stalled", "False" if good else "True", why.reason, why.message)
+        conditions.set("Finished", True, why.reason, why.message)
+        conditions.set("Succeeded", good, why.reason, why.message)
+        conditions.set("Failed", bad, why.reason, why.message)
+        conditions.set("Reconciling", False, why.reason, why.message)
+        conditions.set("Stalled", not good, why.reason, why.message)
         return
     for kind in ("Finished", "Succeeded", "Failed"):
-        conditions.set(kind, "False", Reason.IN_PROGRESS)
-    conditions.set("Reconciling", "True", Reason.IN_PROGRESS)
-    conditions.set("Stalled", "False", Reason.IN_PROGRESS)
+        conditions.set(kind, False, Reason.IN_PROGRESS)
+    conditions.set("Reconciling", True, Reason.IN_PROGRESS)
+    conditions.set("Stalled", False, Reason.IN_PROGRESS)
 
 
 def _failures(lines: Sequence[Line]) -> tuple[FailureSample, ...]:

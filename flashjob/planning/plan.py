@@ -86,7 +86,9 @@ def _begin(state: State, now: float) -> Decisions:
             new.append(_new_task(state, name, device))
     if new:
         return Decisions(
-            create_tasks=tuple(new), job_status=render(job, Situation(artifact, None, None, None, ()), now)
+            create_tasks=tuple(new),
+            job_status=render(job, Situation(artifact, None, None, None, ()), now),
+            requeue_at=now,
         )
     tasks = state.own_tasks()
     lines = [_line(t, t.status.phase, t.status.reason, t.status.message, False) for t in tasks]
