@@ -43,6 +43,7 @@ class SerialDevice:
         self._repeat_seconds = repeat_seconds
         self._reader = FrameReader()
         self._beacon: Info | None = None
+        self._one_at_a_time = asyncio.Lock()
 
     @property
     def log(self) -> list[str]:
@@ -82,6 +83,10 @@ class SerialDevice:
         self._stream.close()
 
     async def _request(self, request: Request, body: Writable) -> bytes:
+        async with self._one_at_a_time:
+            return await self._ask(request, body)
+
+    async def _ask(self, request: Request, body: Writable) -> bytes:
         self._sid = (self._sid + 1) % 256
         frame = Frame(self._sid, Kind.REQUEST, dumps([int(request), body]))
         lines = b"\n" + framing.encode(frame)
