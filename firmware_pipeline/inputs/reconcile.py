@@ -210,7 +210,7 @@ def _flash_settings(images: Iterable[ImageInfo], claims: Claims) -> None:
         _compare("flash mode", said(claims.flash_mode), info.flash_mode, claims.source)
         _compare("flash size", said(claims.flash_size), info.flash_size, claims.source)
         freq = said(claims.flash_freq)
-        if freq is not None and info.chip.flash_freq.get(freq) != info.chip.flash_freq.get(info.flash_freq or ""):
+        if freq and info.chip.flash_freq.get(freq) != info.chip.flash_freq.get(info.flash_freq or ""):
             _compare("flash frequency", freq, info.flash_freq, claims.source)
 
 

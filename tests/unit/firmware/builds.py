@@ -31,7 +31,7 @@ def refused(reason: Reason, act: Callable[[], object]) -> PipelineError:
 
 
 def firmware_dir() -> Path:
-    """Folder of real firmware images; skips the test where there is none."""
+    """Folder of real firmware images, for tests without the fixture of this name; skips where there is none."""
     folder = os.environ.get("FLASHJOB_FIRMWARE_DIR")
     if not folder:
         pytest.skip("FLASHJOB_FIRMWARE_DIR is not set: no real firmware images here")

@@ -3,6 +3,7 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from firmware_pipeline.esp.builder import assemble, build_app, build_bootloader
 from firmware_pipeline.esp.chips import CHIPS, by_id, by_target
 from firmware_pipeline.esp.image import HEADER_SIZE, parse_image, xor_bytes
 from firmware_pipeline.esp.measurement import SHA_256, SHA_512, measure
-from tests.unit.firmware.builds import firmware_dir, refused
+from tests.unit.firmware.builds import refused
 
 IMAGE = build_app("esp32c3", "porch", "1.0", payload_size=16384, pad_to_page=False)
 INFO = parse_image(IMAGE)
@@ -188,21 +189,20 @@ def test_chip_names_and_ids() -> None:
     refused(Reason.UnknownChip, lambda: by_id(0xFFFF))
 
 
-def test_real_applications() -> None:
-    folder = firmware_dir()
-    hello = parse_image((folder / "hello_world-esp32-app.bin").read_bytes())
+def test_real_applications(firmware_dir: Path) -> None:
+    hello = parse_image((firmware_dir / "hello_world-esp32-app.bin").read_bytes())
     assert hello.app is not None
     assert (hello.app.project_name, hello.app.idf_version[:4], hello.max_rev) == ("hello_world", "v6.0", 399)
     assert not hello.fills_pages
-    mpy = parse_image((folder / "micropython-esp32c3-2023-06-10-app.bin").read_bytes())
+    mpy = parse_image((firmware_dir / "micropython-esp32c3-2023-06-10-app.bin").read_bytes())
     assert mpy.app is not None
     assert (mpy.app.project_name, mpy.min_rev, mpy.max_rev) == ("", 3, None)
     assert mpy.app.mmu_page_size is None
 
 
 @pytest.mark.parametrize("target", ["esp32", "esp32c3-2023-04-26", "esp32s2", "esp32s3"])
-def test_real_bootloaders(target: str) -> None:
-    data = (firmware_dir() / f"micropython-{target}-merged.bin").read_bytes()
+def test_real_bootloaders(target: str, firmware_dir: Path) -> None:
+    data = (firmware_dir / f"micropython-{target}-merged.bin").read_bytes()
     info = parse_image(data)
     assert info.chip.target == target[:7].rstrip("-")
     assert info.app is None

@@ -4,6 +4,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from firmware_pipeline.esp.partitions import (
     parse_table,
     table_sha256,
 )
-from tests.unit.firmware.builds import firmware_dir, refused
+from tests.unit.firmware.builds import refused
 
 TABLE = default_partitions()
 RAW = build_table(TABLE)
@@ -142,8 +143,8 @@ def test_round_trip(sizes: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("target", ["esp32", "esp32c3-2023-06-10", "esp32s2", "esp32s3"])
-def test_real_tables(target: str) -> None:
-    data = (firmware_dir() / f"micropython-{target}-merged.bin").read_bytes()
+def test_real_tables(target: str, firmware_dir: Path) -> None:
+    data = (firmware_dir / f"micropython-{target}-merged.bin").read_bytes()
     start = 0x8000 - (0x1000 if target in ("esp32", "esp32s2") else 0)
     table = parse_table(data[start : start + 0xC00], table_offset=0x8000)
     assert table.factory is not None

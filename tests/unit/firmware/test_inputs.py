@@ -20,7 +20,6 @@ from firmware_pipeline.plan import BuildPlan, Role
 from tests.unit.firmware.builds import (
     PAYLOAD,
     edit_json,
-    firmware_dir,
     refused,
     write_espidf,
     write_parts,
@@ -213,7 +212,7 @@ def app_only(folder: Path, data: bytes, **options: object) -> BuildPlan:
 def test_assignments() -> None:
     assert Assignment.parse("0x10000=a=b.bin") == Assignment(0x10000, Path("a=b.bin"))
     assert Assignment.parse("65536=a").offset == 0x10000
-    for text in ("", "a.bin", "=a", "0x=a", "-1=a", "0x100000000=a", "0x10000=", "010x=a"):
+    for text in ("", "a.bin", "=a", "0x=a", "-1=a", "0x100000000=a", "4294967296=a", "0x10000=", "010x=a"):
         refused(Reason.InputMalformed, partial(Assignment.parse, text))
 
 
@@ -275,6 +274,14 @@ def test_an_application_larger_than_its_slot(tmp_path: Path) -> None:
     refused(Reason.ImageTooLarge, lambda: load_files(parts))
 
 
+def test_a_partition_table_may_fill_its_sector(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path)
+    short = load_files(parts)
+    with (tmp_path / "table.bin").open("ab") as table:
+        table.write(b"\xff" * 0x400)
+    assert load_files(parts).partition_table_sha256 == short.partition_table_sha256
+
+
 def test_data_files_get_the_role_of_their_partition(tmp_path: Path) -> None:
     parts = write_parts(tmp_path)
     (tmp_path / "data").mkdir()
@@ -296,22 +303,22 @@ def test_read_file_limit(tmp_path: Path) -> None:
 # --- real firmware -------------------------------------------------------------------------------------------
 
 
-def test_real_application_without_a_name() -> None:
-    path = firmware_dir() / "micropython-esp32c3-2023-06-10-app.bin"
+def test_real_application_without_a_name(firmware_dir: Path) -> None:
+    path = firmware_dir / "micropython-esp32c3-2023-06-10-app.bin"
     refused(Reason.AppNameMissing, lambda: load_files([f"0x10000={path}"]))
     plan = load_files([f"0x10000={path}"], overrides=Overrides(name="micropython", version="1.20.0"))
     assert (plan.target, plan.min_rev, plan.flash.size) == ("esp32c3", 3, "4MB")
     assert "31808 bytes" in plan.warnings[0]
 
 
-def test_real_merged_image_is_refused() -> None:
-    path = firmware_dir() / "micropython-esp32s2-merged.bin"
+def test_real_merged_image_is_refused(firmware_dir: Path) -> None:
+    path = firmware_dir / "micropython-esp32s2-merged.bin"
     error = refused(Reason.InputDisagrees, lambda: load_files([f"0x1000={path}"]))
     assert "merged" in error.message
 
 
-def test_parts_cut_from_a_real_merged_image(tmp_path: Path) -> None:
-    data = (firmware_dir() / "micropython-esp32s3-merged.bin").read_bytes()
+def test_parts_cut_from_a_real_merged_image(tmp_path: Path, firmware_dir: Path) -> None:
+    data = (firmware_dir / "micropython-esp32s3-merged.bin").read_bytes()
     for name, start, end in (
         ("boot", 0, parse_image(data).image_length),
         ("table", 0x8000, 0x8C00),
@@ -367,12 +374,12 @@ def test_merged_images_that_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chip", ["esp32", "esp32s2", "esp32s3", "esp32c3-2023-04-26", "esp32c3-2023-06-10"])
-def test_real_merged_images(chip: str) -> None:
-    path = firmware_dir() / f"micropython-{chip}-merged.bin"
+def test_real_merged_images(chip: str, firmware_dir: Path) -> None:
+    path = firmware_dir / f"micropython-{chip}-merged.bin"
     plan = load_build(path, overrides=Overrides(name="micropython", version="1.20.0"))
     assert plan.target == chip.partition("-")[0]
     assert [f.role for f in plan.files] == [Role.BOOTLOADER, Role.PARTITION_TABLE, Role.APP]
     assert plan.app_file.partition == "factory"
-    cut = firmware_dir() / f"micropython-{chip}-app.bin"
+    cut = firmware_dir / f"micropython-{chip}-app.bin"
     if cut.exists():
         assert plan.app_file.data == cut.read_bytes()
