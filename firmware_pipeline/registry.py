@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from secrets import SystemRandom
 from typing import Any, Final, NoReturn, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit
 
 import oras.container
 import oras.provider
@@ -27,6 +27,14 @@ import urllib3.exceptions
 
 from firmware_pipeline import http_rules, referrers
 from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.http_parts import (
+    Authorization,
+    Body,
+    content_length,
+    continues_at,
+    innermost_cause,
+    with_digest,
+)
 from firmware_pipeline.http_rules import ClientOptions, origin
 from firmware_pipeline.oci import (
     MANIFEST_TYPES,
@@ -50,6 +58,8 @@ from firmware_pipeline.token_auth import Authorizer
 ACCEPT: Final = ", ".join(MANIFEST_TYPES)
 MAX_ERROR_BYTES: Final = 8192
 MAX_TOKEN_BYTES: Final = 65536
+KEPT_BYTES: Final = 65536
+KEPT_MANIFESTS: Final = 64
 _BUSY: Final = (429, 500, 502, 503, 504)
 _NO_REFERRERS_API: Final = (400, 404, 405, 501)
 T = TypeVar("T")
@@ -96,6 +106,8 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
         self._actions = "pull,push" if push else "pull"
         self._authorizer = Authorizer(self._base, reference.path, options, self._fetch_token)
         self._tag_lock = threading.Lock()
+        self._kept: dict[str, RawManifest] = {}
+        self._stored: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -104,7 +116,10 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
     # ---- reading ---------------------------------------------------------------------------------------
 
     def get_manifest(self, selector: str, *, max_bytes: int = MAX_MANIFEST_BYTES) -> RawManifest:
-        """See ArtifactStore. The bytes are those that were sent, never re-encoded."""
+        """See ArtifactStore. The bytes are those that were sent, never re-encoded. What a digest names never changes,
+        so small ones are kept."""
+        if (kept := self._kept.get(selector)) is not None and len(kept.raw) <= max_bytes:
+            return kept
         by_digest = selector.startswith("sha256:")
         (check_digest if by_digest else check_tag)(selector)
         url = self._url(self._container.manifest_url(selector))
@@ -127,7 +142,10 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
                 raise digest_mismatch(expected, actual)
             return RawManifest(raw, media_type, actual)
 
-        return self._patiently(fetch)
+        found = self._patiently(fetch)
+        if len(found.raw) <= KEPT_BYTES and len(self._kept) < KEPT_MANIFESTS:
+            self._kept[found.digest] = found
+        return found
 
     def resolve(self, tag: str) -> str:
         return self.get_manifest(tag).digest
@@ -138,7 +156,7 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
                 if response.status_code == 404:
                     return False
                 self._expect(response, f"blob {digest}")
-                return _length(response) in (None, size)
+                return content_length(response) in (None, size)
 
         return self._patiently(ask)
 
@@ -160,12 +178,12 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
         def fetch() -> None:
             headers = {"Range": f"bytes={receiver.received}-"} if receiver.received else {}
             with self._once("GET", url, headers=headers) as response:
-                if receiver.received and not _continues(response, receiver.received):
+                if receiver.received and not continues_at(response, receiver.received):
                     receiver.restart()
                     if response.status_code == 416:
                         raise self._broken("it lost its place in the download")
                 self._expect(response, f"blob {descriptor.digest}")
-                announced = _length(response)
+                announced = content_length(response)
                 if announced is not None and (end := receiver.received + announced) != descriptor.size:
                     raise receiver.wrong_size("longer" if end > descriptor.size else "shorter")
                 for chunk in self._body(response):
@@ -177,7 +195,8 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
     # ---- writing ---------------------------------------------------------------------------------------
 
     def put_blob(self, blob: Blob, progress: Progress | None = None) -> None:
-        if self.has_blob(blob.digest, blob.size):
+        if blob.digest in self._stored or self.has_blob(blob.digest, blob.size):
+            self._stored.add(blob.digest)
             if progress:
                 progress(blob.size, blob.size)
             return
@@ -186,14 +205,15 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
             with self._once("POST", self._url(self._container.upload_blob_url()), body=b"") as response:
                 self._expect(response, "upload")
                 location = response.headers.get("Location", "")
-            target = _with_digest(http_rules.check_upload(location, self._base, self._options), blob.digest)
-            body = _Body(blob, progress) if blob.size else b""
+            target = with_digest(http_rules.check_upload(location, self._base, self._options), blob.digest)
+            body = Body(blob, progress) if blob.size else b""
             headers = {"Content-Type": "application/octet-stream"}
             with self._once("PUT", target, headers=headers, body=body) as response:
                 self._expect(response, f"upload of {blob.digest}")
                 self._expect_digest(response, blob.digest)
 
         self._patiently(upload)
+        self._stored.add(blob.digest)
 
     def put_manifest(self, raw: bytes, media_type: str, *, tag: str | None = None) -> str:
         digest = sha256_digest(raw)
@@ -311,7 +331,7 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
                 params=params,
                 data=body,
                 headers=headers,
-                auth=_Authorization(authorization),
+                auth=Authorization(authorization),
                 stream=True,
                 allow_redirects=False,
                 verify=self._tls_verify,
@@ -320,17 +340,17 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
         except requests.exceptions.SSLError as error:
             raise PipelineError(
                 Reason.RegistryUnreachable,
-                f"No trustworthy TLS connection to {host}: {_cause(error)}.",
+                f"No trustworthy TLS connection to {host}: {innermost_cause(error)}.",
                 "Name the certificate authority (--ca-file); a registry without TLS needs --plain-http.",
             ) from error
         except requests.exceptions.Timeout as error:
             raise self._slow() from error
         except (requests.exceptions.ConnectionError, urllib3.exceptions.HTTPError) as error:
-            raise self._broken(_cause(error)) from error
+            raise self._broken(innermost_cause(error)) from error
         except (requests.exceptions.RequestException, ValueError) as error:
             raise PipelineError(
                 Reason.RegistryProtocol,
-                f"No valid request to {host} can be made: {_cause(error)}.",
+                f"No valid request to {host} can be made: {innermost_cause(error)}.",
                 "Check the reference and the registry's external URL.",
             ) from error
 
@@ -368,7 +388,7 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
         except urllib3.exceptions.TimeoutError as error:
             raise self._slow() from error
         except urllib3.exceptions.HTTPError as error:
-            raise self._broken(_cause(error)) from error
+            raise self._broken(innermost_cause(error)) from error
 
     def _read_all(self, response: requests.Response, limit: int) -> bytes:
         body = bytearray()
@@ -445,64 +465,9 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
     _put_upload = _chunked_upload = _upload_manifest = _upload_blob = _download_blob = _get_location = _refuse
 
 
-class _Authorization(requests.auth.AuthBase):
-    """Exactly this Authorization header, or none: never one from ~/.netrc or the URL."""
-
-    def __init__(self, value: str | None) -> None:
-        self._value = value
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.pop("Authorization", None)
-        if self._value:
-            request.headers["Authorization"] = self._value
-        return request
-
-
-class _Body:
-    """A request body of known length that can be sent again from its start."""
-
-    def __init__(self, blob: Blob, progress: Progress | None) -> None:
-        self._blob, self._progress = blob, progress
-
-    def __len__(self) -> int:
-        return self._blob.size
-
-    def __iter__(self) -> Iterator[bytes]:
-        done = 0
-        for chunk in self._blob.chunks():
-            yield chunk
-            done += len(chunk)
-            if self._progress:
-                self._progress(done, self._blob.size)
-
-
-def _length(response: requests.Response) -> int | None:
-    value = response.headers.get("Content-Length", "")
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else None
-
-
-def _continues(response: requests.Response, received: int) -> bool:
-    content_range = response.headers.get("Content-Range", "")
-    return response.status_code == 206 and content_range.startswith(f"bytes {received}-")
-
-
-def _with_digest(url: str, digest: str) -> str:
-    """The upload URL with `digest` added; what the registry put into the query stays."""
-    parts = urlsplit(url)
-    query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), ("digest", digest)])
-    return urlunsplit(parts._replace(query=query))
-
-
 def _too_large(what: str, size: int, limit: int) -> PipelineError:
     return PipelineError(
         Reason.TooLarge,
         f"{what} has at least {size} bytes, {limit} are allowed here.",
         "Check that the reference names a firmware artifact.",
     )
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost cause's words, without URLs or headers."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return f"{type(error).__name__} {error}"[:200].strip()
