@@ -26,6 +26,7 @@ import requests
 
 from flashjob.errors import FlashJobError
 
+from .identities import KUBELET_CLIENT
 from .kubeconfig import write_kubeconfig
 from .pki import Authority, write_private
 from .ports import ADDRESS_IN_USE, PORT_ATTEMPTS, free_port
@@ -33,6 +34,7 @@ from .process import Lifeline, Program
 
 READY_SECONDS: Final = 60.0
 SERVICE_CIDR: Final = "10.96.0.0/16"
+
 AUDIENCE: Final = "https://kubernetes.default.svc.cluster.local"
 _STOP_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.05
@@ -149,6 +151,7 @@ class ControlPlane:
 
     def _launch(self, port: int, audit_log: Path | None, apiserver_arguments: Sequence[str]) -> None:
         pki = self.state_dir / "pki"
+        kubelet_client = self.authority.issue("kubelet-client", KUBELET_CLIENT)
         public_key, private_key = self.authority.service_account_keys()
         for left_behind in ("client:1", "peer:1"):
             (self.state_dir / "etcd" / left_behind).unlink(missing_ok=True)
@@ -188,6 +191,10 @@ class ControlPlane:
             f"--service-account-key-file={public_key}",
             f"--service-account-signing-key-file={private_key}",
             f"--service-cluster-ip-range={SERVICE_CIDR}",
+            f"--kubelet-certificate-authority={self.ca}",
+            f"--kubelet-client-certificate={kubelet_client[0]}",
+            f"--kubelet-client-key={kubelet_client[1]}",
+            "--kubelet-preferred-address-types=InternalIP",
             "--profiling=false",
             *audit,
             *apiserver_arguments,

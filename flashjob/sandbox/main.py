@@ -112,7 +112,9 @@ class Sandbox:
         kubeconfig = self.identity("node-agent")
         allowed = [argument for module in entry_points for argument in ("--entry-point", module)]
         root = self.state_dir / "nodes" / node
-        arguments = ["--kubeconfig", str(kubeconfig), "--name", node, "--root", str(root), *allowed]
+        certificate, key = self.plane.authority.issue(f"node-{node}", f"node-{node}", hosts=["127.0.0.1"], server=True)
+        logs = ["--serving-certificate", str(certificate), "--serving-key", str(key), "--client-ca", str(self.plane.ca)]
+        arguments = ["--kubeconfig", str(kubeconfig), "--name", node, "--root", str(root), *logs, *allowed]
         self.spawn(f"node-agent-{node}", [sys.executable, "-m", "flashjob.sandbox.node", *arguments])
         directory = self.state_dir.resolve() / "akri" / node
         if len(str(directory / SOCKET_NAME)) > _SOCKET_PATH_LIMIT:

@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     if verb == "wait-for":
         while not Path(rest[0]).exists():
             time.sleep(0.02)
+        sys.stdout.write("released\n")
         termination.write_text(json.dumps({"UDEV_DEVNODE": os.environ.get("UDEV_DEVNODE")}))
         return 0
     while True:

@@ -262,6 +262,27 @@ def test_nothing_of_a_pod_stays_on_disk_but_its_log(cluster: Cluster) -> None:
     assert "last words" in next((root / "logs").glob(f"*_{name}_*.log")).read_text()
 
 
+def test_logs_can_be_read_while_a_pod_runs_and_after(cluster: Cluster, tmp_path: Path) -> None:
+    name = cluster.pod("shout", "one", "0")
+    cluster.ended(name)
+    kubectl = cluster.sandbox.plane.kubectl
+    assert kubectl("logs", name, "-n", cluster.namespace) == "one\n"
+    release = tmp_path / "release"
+    waiting = cluster.pod("wait-for", str(release))
+    node = cluster.running(waiting)["spec"]["nodeName"]
+    release.touch()
+    assert kubectl("logs", "-f", waiting, "-n", cluster.namespace) == "released\n"
+    port = cluster.sandbox.plane.request("GET", f"/api/v1/nodes/{node}")["status"]["daemonEndpoints"]["kubeletEndpoint"]
+    url = f"https://127.0.0.1:{port['Port']}/containerLogs/{cluster.namespace}/{name}/main"
+    with pytest.raises(requests.exceptions.ConnectionError):
+        requests.get(url, verify=str(cluster.sandbox.plane.ca), timeout=10)
+    stranger = cluster.sandbox.plane.authority.issue("stranger", "stranger")
+    refused = requests.get(
+        url, verify=str(cluster.sandbox.plane.ca), cert=(str(stranger[0]), str(stranger[1])), timeout=10
+    )
+    assert refused.status_code == 403
+
+
 INSTANCES = "/apis/akri.sh/v0"
 
 

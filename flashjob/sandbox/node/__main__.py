@@ -12,6 +12,7 @@ from pathlib import Path
 from ..client import ApiClient
 from ..daemon import run_until_terminated
 from .agent import NodeAgent, NodeConfig
+from .logs import ServingFiles
 
 DEFAULT_ENTRY_POINT = "flashjob.flasher"
 
@@ -27,13 +28,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--entry-point", action="append", default=[], help="module that pods may run (repeatable)")
     parser.add_argument("--label", action="append", default=[], help="further node label KEY=VALUE (repeatable)")
     parser.add_argument("--max-pods", type=int, default=110)
+    serving = parser.add_argument_group("kubectl logs", "PEM files; all three or none")
+    for name in ("--serving-certificate", "--serving-key", "--client-ca"):
+        serving.add_argument(name, type=Path)
     options = parser.parse_args(arguments)
+    files = (options.serving_certificate, options.serving_key, options.client_ca)
     config = NodeConfig(
         name=options.name,
         root=options.root.resolve(),
         entry_points=options.entry_point or [DEFAULT_ENTRY_POINT],
         labels=dict(label.split("=", 1) for label in options.label),
         max_pods=options.max_pods,
+        serving=ServingFiles(*files) if all(files) else None,
     )
 
     async def work() -> None:

@@ -22,6 +22,7 @@ import aiohttp
 from ..client import MERGE_PATCH, STRATEGIC_PATCH, ApiClient, ApiError, Changed, Listed
 from ..process import Lifeline
 from . import status
+from .logs import PodLog, ServingFiles, serve_logs
 from .worker import Host, PodWorker
 
 Json = dict[str, Any]
@@ -45,6 +46,8 @@ class NodeConfig:
     entry_points: Sequence[str]
     labels: Mapping[str, str] = field(default_factory=dict)
     max_pods: int = 110
+    serving: ServingFiles | None = None
+    """None: `kubectl logs` does not work."""
 
 
 class NodeAgent:
@@ -60,6 +63,7 @@ class NodeAgent:
         self._workers: dict[str, PodWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lifeline = Lifeline()
+        self._log_port: int | None = None
         self._host = Host(
             client=client,
             root=config.root,
@@ -75,6 +79,9 @@ class NodeAgent:
     async def run(self) -> None:
         """Register and work until cancelled."""
         self._config.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_server = None
+        if self._config.serving is not None:
+            log_server, self._log_port = await serve_logs(self._log_of, self._config.serving)
         try:
             async with asyncio.TaskGroup() as group:
                 await self._insist(self._register)
@@ -89,6 +96,16 @@ class NodeAgent:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            if log_server is not None:
+                await log_server.cleanup()
+
+    def _log_of(self, namespace: str, name: str) -> PodLog | None:
+        """The newest log of a pod of this name; it is complete when no worker of that name is at work."""
+        logs = sorted(self._host.log_directory.glob(f"{namespace}_{name}_*.log"), key=lambda path: path.stat().st_mtime)
+        return PodLog(logs[-1], lambda: not self._at_work(logs[-1])) if logs else None
+
+    def _at_work(self, log: Path) -> bool:
+        return any(worker.log == log and not worker.finished for worker in self._workers.values())
 
     async def _insist(self, action: Any) -> None:
         while True:
@@ -111,6 +128,7 @@ class NodeAgent:
             cpus=os.cpu_count() or 1,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             pods=self._config.max_pods,
+            log_port=self._log_port,
         )
         try:
             await self._client.request("POST", "/api/v1/nodes", node)

@@ -149,9 +149,16 @@ def device_capacity(wanted: Mapping[str, int], reported: Mapping[str, str]) -> J
 
 
 def node(
-    name: str, labels: Mapping[str, str], now: datetime.datetime, *, cpus: int, memory_bytes: int, pods: int
+    name: str,
+    labels: Mapping[str, str],
+    now: datetime.datetime,
+    *,
+    cpus: int,
+    memory_bytes: int,
+    pods: int,
+    log_port: int | None = None,
 ) -> Json:
-    """The Node object to register, with its status."""
+    """The Node object to register, with its status; `log_port` is where the API server finds logs."""
     resources = {"cpu": str(cpus), "memory": f"{memory_bytes // 1024}Ki", "pods": str(pods)}
     return {
         "apiVersion": "v1",
@@ -165,6 +172,7 @@ def node(
             "allocatable": resources,
             "addresses": [{"type": "InternalIP", "address": LOOPBACK}, {"type": "Hostname", "address": name}],
             "conditions": node_conditions(now),
+            **({"daemonEndpoints": {"kubeletEndpoint": {"Port": log_port}}} if log_port else {}),
             "nodeInfo": {
                 "operatingSystem": "linux",
                 "architecture": "",

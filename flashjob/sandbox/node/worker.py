@@ -58,6 +58,11 @@ class Host:
     properties: Callable[[str], Mapping[str, str]]
     now: Callable[[], datetime.datetime]
 
+    @property
+    def log_directory(self) -> Path:
+        """Logs of all pods; they outlive the pods."""
+        return self.root / "logs"
+
 
 class PodWorker:
     """Runs one pod. `claims` counts against the node's devices until `finished`."""
@@ -71,7 +76,7 @@ class PodWorker:
         self.finished = False
         self._path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}"
         self._home = host.root / "pods" / self.uid
-        self._log = host.root / "logs" / f"{meta['namespace']}_{meta['name']}_{self.uid[:8]}.log"
+        self.log = host.log_directory / f"{meta['namespace']}_{meta['name']}_{self.uid[:8]}.log"
         self._volumes = Volumes(self._home / "volumes", pod)
         self._termination = self._home / "termination-log"
         self._stop_asked = asyncio.Event()
@@ -225,9 +230,9 @@ class PodWorker:
     ) -> Json:
         (self._home / "tmp").mkdir(parents=True, exist_ok=True)
         self._termination.touch()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         started = self._host.now()
-        with self._log.open("ab") as output:
+        with self.log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *self._host.lifeline.command(command, orphan_grace_seconds=_ORPHAN_GRACE_SECONDS),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -291,7 +296,7 @@ class PodWorker:
     def _message(self, container: Json, code: int) -> str:
         data = _read_up_to(self._termination, status.MESSAGE_LIMIT)
         if not data and code != 0 and container.get("terminationMessagePolicy") == "FallbackToLogsOnError":
-            data = status.log_fallback(_read_tail(self._log, status.MESSAGE_LIMIT * 4))
+            data = status.log_fallback(_read_tail(self.log, status.MESSAGE_LIMIT * 4))
         return data.decode(errors="replace")
 
     def _ended(

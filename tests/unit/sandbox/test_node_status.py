@@ -12,6 +12,7 @@ import pytest
 
 from flashjob.errors import FlashJobError
 from flashjob.sandbox.node import status
+from flashjob.sandbox.node.logs import tail_offset
 from flashjob.sandbox.node.volumes import TokenFile, Volumes, files_of, renew_in_seconds, tokens_of
 
 Json = dict[str, Any]
@@ -166,3 +167,11 @@ def test_capacity_follows_the_instances(
     wanted: dict[str, int], reported: dict[str, str], change: dict[str, str]
 ) -> None:
     assert status.device_capacity(wanted, reported) == change
+
+
+@pytest.mark.parametrize(
+    ("data", "lines", "expected"),
+    [(b"a\nb\nc\n", 1, b"c\n"), (b"a\nb\nc", 2, b"b\nc"), (b"a\n", 5, b"a\n"), (b"", 1, b""), (b"a\nb\n", 0, b"")],
+)
+def test_tail(data: bytes, lines: int, expected: bytes) -> None:
+    assert data[tail_offset(data, lines) :] == expected
