@@ -8,6 +8,7 @@ with its Authorization header, so that a test can say where a secret went.
 import base64
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class Knobs:
 class HostileRegistry:
     """Use as a context manager; `host` is what references name."""
 
-    def __init__(self, **knobs: Any) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, **knobs: Any) -> None:
         self.knobs = Knobs(**knobs)
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[str, bytes]] = {}
@@ -76,6 +77,9 @@ class HostileRegistry:
         handler = type("Handler", (_Handler,), {"registry": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        self._scheme = "https" if tls else "http"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> Self:
@@ -96,7 +100,7 @@ class HostileRegistry:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}"
+        return f"{self._scheme}://{self.host}"
 
     def requests(self, method: str, part: str = "") -> list[Seen]:
         return [seen for seen in self.seen if seen.method == method and part in seen.path]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Artifacts: pushed whole, signed before tagged, reproducible, and refused when anything in them disagrees."""
 
+import contextlib
 import json
 import os
 import threading
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from firmware_pipeline import api, artifact
-from firmware_pipeline.config import CONFIG_MEDIA_TYPE
-from firmware_pipeline.errors import Reason
+from firmware_pipeline.config import CONFIG_MEDIA_TYPE, dumps
+from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.builder import build_app
 from firmware_pipeline.esp.measurement import measure
 from firmware_pipeline.http_rules import ClientOptions
@@ -362,6 +365,35 @@ def test_a_manifest_of_another_size_than_the_index_says(tmp_path: Path, plans: l
     refused(Reason.WrongChip, lambda: api.open_manifest(store, entry.digest, "esp32c3"))
     refused(Reason.PlatformMissing, lambda: api.open_chip(store, pushed.index_digest, "esp32p4"))
     refused(Reason.ArtifactMalformed, lambda: api.open_chip(store, entry.digest, "esp32s3"))
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    document=st.sampled_from(["index", "manifest", "config"]),
+    position=st.integers(0, 10**6),
+    byte=st.binary(max_size=3),
+)
+def test_a_changed_byte_ends_in_no_error_but_ours(
+    packed: tuple[str, bytes, bytes, bytes], document: str, position: int, byte: bytes
+) -> None:
+    digest, *raw = packed
+    number = ["index", "manifest", "config"].index(document)
+    at = position % len(raw[number])
+    changed = list(raw)
+    changed[number] = raw[number][:at] + byte + raw[number][at + 1 :]
+    with contextlib.suppress(PipelineError):
+        artifact.find_chip(artifact.read_index(changed[0], digest), "esp32c3")
+        artifact.read_chip(artifact.read_manifest(changed[1], digest), changed[2], "esp32c3", None)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes, bytes, bytes]:
+    """(digest, index, manifest, config) of a one-chip artifact without release statement."""
+    folder = tmp_path_factory.mktemp("packed")
+    plan = builds.plan(folder)
+    chip = artifact.pack_chip(plan)
+    index = artifact.pack_index([plan], [chip])
+    return sha256_digest(index), index, chip.manifest, dumps(chip.config)
 
 
 # ---- layout directories ----------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`firmware-pipeline` as a user or a CI job meets it: real processes for what a shell sees, exit codes, no secret."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import stat
 import subprocess
@@ -207,3 +209,22 @@ def test_as_a_process_in_a_pipe_there_is_no_bar_and_no_colour(inputs: list[str],
     assert PINNED.match(done.stdout.splitlines()[-1])
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stderr
+
+
+def test_on_a_terminal_there_is_a_bar(inputs: list[str], keys: list[str]) -> None:
+    program = [sys.executable, "-m", "firmware_pipeline.cli", "pack", *inputs, "-o", "layout", *keys]
+    master, slave = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=slave, env=environment, text=True) as process:
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # a pty reports the end as an error
+            while chunk := os.read(master, 4096):
+                shown += chunk
+        os.close(master)
+        assert process.stdout is not None
+        out = process.stdout.read()
+    assert process.returncode == 0
+    assert b"esp32s3/porch-sensor.bin" in shown
+    assert PINNED.match(out.splitlines()[-1])
+    assert "\x1b" not in out

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registry adapter against a registry that is right, and against one that is wrong in every way it can be."""
 
+import ssl
 import threading
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
+from ipaddress import ip_address
 from pathlib import Path
 
 import oras.provider
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from firmware_pipeline.credentials import Credential, Credentials
 from firmware_pipeline.errors import Reason
@@ -14,6 +20,7 @@ from firmware_pipeline.http_rules import ClientOptions, Limits
 from firmware_pipeline.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, Index, Manifest, to_json
 from firmware_pipeline.reference import parse_reference
 from firmware_pipeline.registry import RegistryStore
+from firmware_pipeline.signing.keys import private_pem
 from firmware_pipeline.store import Blob, BlobReceiver
 from tests.unit.firmware.builds import refused
 from tests.unit.firmware.hostile_registry import HostileRegistry, digest_of
@@ -33,9 +40,10 @@ def store_for(
     sleeps: list[float] | None = None,
     repository: str = "team/porch",
     plain_http: bool = True,
+    ca_file: Path | None = None,
 ) -> RegistryStore:
     explicit = {registry.host: credential} if credential else {}
-    options = ClientOptions(Credentials(explicit), plain_http=plain_http, trusted_hosts=trusted, limits=limits)
+    options = ClientOptions(Credentials(explicit), plain_http, ca_file, trusted, limits)
     waits = sleeps if sleeps is not None else []
     reference = parse_reference(f"{registry.host}/{repository}:1")
     return RegistryStore(reference, options, push=push, sleep=waits.append)
@@ -260,6 +268,54 @@ def test_https_is_the_default_and_never_falls_back_to_http() -> None:
         error = refused(Reason.RegistryUnreachable, lambda: store_for(registry, plain_http=False).resolve("1"))
         assert "--plain-http" in error.next_step
         assert registry.seen == []
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server context for 127.0.0.1 and the file of the authority that vouches for it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test registry")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "ca.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "server.key").write_bytes(private_pem(key))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "ca.pem", tmp_path / "server.key")
+    return context, tmp_path / "ca.pem"
+
+
+def test_tls_needs_an_authority_that_we_trust(certificate: tuple[ssl.SSLContext, Path]) -> None:
+    context, ca_file = certificate
+    with HostileRegistry(tls=context, auth="token", username="ci", password="s3cret") as registry:
+        raw = put_index(registry)
+        good = store_for(registry, credential=SECRET, plain_http=False, ca_file=ca_file)
+        assert good.resolve("1") == digest_of(raw)
+        asked = len(registry.seen)
+        stranger = store_for(registry, credential=SECRET, plain_http=False)
+        error = refused(Reason.RegistryUnreachable, lambda: stranger.resolve("1"))
+        assert "TLS" in error.message
+        assert "--ca-file" in error.next_step
+        assert len(registry.seen) == asked
+
+
+def test_tls_is_left_neither_for_a_realm_nor_for_a_redirect(certificate: tuple[ssl.SSLContext, Path]) -> None:
+    context, ca_file = certificate
+    with HostileRegistry() as plain, HostileRegistry(tls=context, username="ci", password="s3cret") as registry:
+        put_index(registry)
+        descriptor = put(registry)
+        store = store_for(registry, credential=SECRET, plain_http=False, ca_file=ca_file)
+        registry.knobs.blob_redirect = plain.url
+        refused(Reason.RedirectRefused, lambda: store.read_blob(descriptor, max_bytes=len(DATA)))
+        registry.knobs.auth, registry.knobs.realm = "token", f"{plain.url}/token"
+        refused(Reason.ForeignRealm, lambda: store.resolve("1"))
+        assert plain.seen == []
 
 
 # ---- secrets ---------------------------------------------------------------------------------------------
