@@ -44,7 +44,7 @@ class DeviceLife(RuleBasedStateMachine):
             self.fence, self.grant_id, self.receiving = fence, grant_id, version
 
     @precondition(lambda self: self.receiving)
-    @rule(share=st.integers(1, 100))
+    @rule(share=st.sampled_from((1, 40, 100)))
     def upload(self, share: int) -> None:
         assert self.receiving is not None
         data = image(self.receiving)
@@ -58,6 +58,15 @@ class DeviceLife(RuleBasedStateMachine):
         reply = self.bench.application.finish_upload(upload)
         assert (reply.status, reply.reboot) == (200, True)
         self.receiving, self.selected = None, self.receiving
+
+    @rule(version=st.sampled_from(VERSIONS), confirm=st.booleans())
+    def whole_update(self, version: str, confirm: bool) -> None:
+        self.grant_install(version, 1, 3)
+        if self.receiving:
+            self.upload(100)
+            self.reset()
+            if confirm:
+                self.confirm(known=True)
 
     @rule()
     def reset(self) -> None:
