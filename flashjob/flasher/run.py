@@ -52,7 +52,7 @@ from flashjob.wire.reasons import Reason
 _PERMITS = 3
 _CONFIRMS = 3
 _PROGRESS_SECONDS = 0.5
-_SLOT_VALID = 2
+_SILENT = (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE, Reason.TRANSPORT_LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class Attempt:
             async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
                 return info, await transport.evidence(nonce.nonce)
         except FlashJobError as error:
-            silent = error.reason in (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE)
+            silent = error.reason in _SILENT
             if not (silent and (task.permitted_before or task.before is Before.NONE)):
                 raise
             if transport.kind == "network":
@@ -200,9 +200,12 @@ class Attempt:
         task, transport, judge = self._task, self._transport, self._judge
         async with self._in(Stage.ATTESTING):
             nonce = await judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.AFTER))
-            async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
-                evidence = await transport.evidence(nonce.nonce)
-                device_nonce = await transport.device_nonce(Verb.CONFIRM)
+            try:
+                async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
+                    evidence = await transport.evidence(nonce.nonce)
+                    device_nonce = await transport.device_nonce(Verb.CONFIRM)
+            except FlashJobError as error:
+                raise await self._explained(error) from error
             reply = await judge.evidence(
                 EvidenceRequest(attempt=task.attempt, evidence=evidence, device_nonce=device_nonce)
             )
@@ -213,6 +216,15 @@ class Attempt:
                 else:
                     proof = await self._confirm(reply.confirm_grant)
             return await judge.confirm(ConfirmRequest(attempt=task.attempt, evidence=proof))
+
+    async def _explained(self, error: FlashJobError) -> FlashJobError:
+        """Why a device fell silent between reboot and confirmation: it may have gone back to the old image."""
+        if error.reason in _SILENT:
+            with contextlib.suppress(FlashJobError):
+                info = await self._transport.info(self._task.timeouts.boot_seconds)
+                if not _runs_target(info, self._task):
+                    return problem(Reason.RESET_BEFORE_CONFIRM, f"it runs {info.name} {info.version} again")
+        return error
 
     async def _confirm(self, grant: bytes) -> bytes:
         for again in range(_CONFIRMS):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 import time
@@ -19,17 +20,28 @@ from attestation.policy import (
     BootloaderRules,
     DebugStatus,
     MeasurementRef,
-    Mode,
     RootOfTrust,
+)
+from attestation.policy import (
+    Mode as DiceMode,
 )
 from firmware_pipeline import api
 from firmware_pipeline.esp import builder
 from firmware_pipeline.esp.measurement import measure
 from firmware_pipeline.inputs.files import load_files
+from firmware_pipeline.store import ArtifactStore
+from flashjob.flasher.fetch import fetch
 from flashjob.flasher.judge import Refused
+from flashjob.flasher.run import Attempt
+from flashjob.flasher.transports.base import Transport
+from flashjob.flasher.transports.network import NetworkTransport
+from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.gateway import judge
 from flashjob.gateway.case import Case, Keys, Subject
-from flashjob.virtual.device import VirtualDevice
+from flashjob.virtual import secure_boot
+from flashjob.virtual.adversaries import Behaviour
+from flashjob.virtual.device import Mode, VirtualDevice
+from flashjob.virtual.faults import Fault
 from flashjob.virtual.profile import DeviceIdentity, Owner, Tier, make_identity
 from flashjob.wire.gateway import (
     ConfirmRequest,
@@ -52,17 +64,27 @@ RELEASE_KEY = ec.derive_private_key(0x7654321, ec.SECP256R1())
 OWNER = Owner([GRANT_KEY.public_key()], [RELEASE_KEY.public_key()])
 KEYS = Keys(KeyRing(0, {0: b"n" * 32}), GRANT_KEY)
 QUICK = Timeouts(boot_seconds=5, attest_seconds=10, write_seconds=60, confirm_seconds=20)
-APP = 96 * 1024
+
+
+def app(chip: str, version: str, payload_size: int) -> bytes:
+    """An application, signed by the devices' maker."""
+    image = builder.build_app(chip, "porch", version, payload_size=payload_size)
+    return image if chip == "esp32" else signed(image)
+
+
+def signed(image: bytes) -> bytes:
+    """With the signature that locked devices of this bench demand."""
+    return secure_boot.sign(image, secure_boot.maker_key(b""))
 
 
 def old_app(chip: str) -> bytes:
     """What devices leave the factory with."""
-    return builder.build_app(chip, "porch", "1.0.0", payload_size=APP)
+    return app(chip, "1.0.0", 96 * 1024)
 
 
 def new_app(chip: str, payload_size: int = 200 * 1024) -> bytes:
     """What they are updated to."""
-    return builder.build_app(chip, "porch", "2.0.0", payload_size=payload_size)
+    return app(chip, "2.0.0", payload_size)
 
 
 def identity(name: str, chip: str, tier: Tier | None = None) -> DeviceIdentity:
@@ -111,11 +133,11 @@ def push(tmp_path: Path, image: bytes, chip: str, sequence: int = 2) -> Release:
 def policy(chip: str, minimum: RootOfTrust = RootOfTrust.SIGNED_BOOT) -> AttestationPolicySpec:
     """What the makers' devices must prove; the bootloader is the builder's."""
     loader = tuple(MeasurementRef(alg=m.alg, value=m.value.hex()) for m in measure(builder.build_bootloader(chip)))
-    digest = hashlib.sha256(b"secure boot key\0").digest()
+    digest = secure_boot.key_digest(secure_boot.maker_key(b"").public_key())
     return AttestationPolicySpec(
         bootloader=BootloaderRules(measurements=loader),
         authority_hashes=(hashlib.sha512(digest).hexdigest(),),
-        modes=(Mode.NORMAL,),
+        modes=(DiceMode.NORMAL,),
         debug_status=tuple(DebugStatus),
         min_root_of_trust=minimum,
     )
@@ -237,6 +259,83 @@ class BenchJudge:
         )
         if addition.finding is not None:
             self.outcome = addition.finding.outcome
+
+
+class Bench:
+    """Starts devices and flashes them the way a pod does."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.work = tmp_path / "work"
+        self.work.mkdir()
+        self.devices: list[VirtualDevice] = []
+
+    async def device(
+        self,
+        name: str = "porch-1",
+        chip: str = "esp32s3",
+        *,
+        network: bool = False,
+        app: bytes | None = None,
+        behaviour: Behaviour | None = None,
+        faults: list[Fault] | None = None,
+        confirm_seconds: int = 300,
+        moves: bool = False,
+    ) -> VirtualDevice:
+        """A device that left the factory with `app`, running."""
+        device = VirtualDevice(
+            name,
+            identity(name, chip),
+            OWNER,
+            link=None if network else self.tmp_path / "ports" / name,
+            behaviour=behaviour,
+            faults=faults or [],
+            confirm_seconds=confirm_seconds,
+            moves=moves,
+        )
+        device.factory_flash(old_app(chip) if app is None else app)
+        self.devices.append(device)
+        await device.start()
+        return device
+
+    async def flash(
+        self,
+        device: VirtualDevice,
+        release: Release,
+        *,
+        task: Assignment | None = None,
+        judge: BenchJudge | None = None,
+        port: Path | None = None,
+    ) -> tuple[DeviceResult, BenchJudge]:
+        """One attempt."""
+        task = task or assignment(device, release.target)
+        judge = judge or BenchJudge(device, task)
+        firmware = await asyncio.to_thread(fetch, open_release(release), release.target, self.work)
+        transport: Transport
+        if device.port is not None:
+            transport = SerialTransport(str(port or device.port.link), self.work)
+        else:
+            transport = NetworkTransport(task.address or "")
+        return await Attempt(task, firmware, transport, judge).run(), judge
+
+    async def close(self) -> None:
+        """Stop all devices."""
+        for device in self.devices:
+            await device.stop()
+
+
+def open_release(release: Release) -> ArtifactStore:
+    """The layout that holds it."""
+    return api.open_store(release.target.repository)
+
+
+async def runs(device: VirtualDevice, version: str) -> None:
+    """Wait until the application runs, and see which."""
+    async with asyncio.timeout(5):
+        while device.mode is not Mode.RUNNING:
+            await asyncio.sleep(0.01)
+    assert device.application is not None
+    assert device.application.boot.version == version
 
 
 def public_hex(key: ec.EllipticCurvePrivateKey) -> str:

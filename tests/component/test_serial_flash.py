@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,83 +17,23 @@ from flashjob.flasher.esptool import Esptool
 from flashjob.flasher.fetch import fetch
 from flashjob.flasher.run import Attempt
 from flashjob.flasher.transports.serial import SerialTransport
-from flashjob.virtual.adversaries import Behaviour, NeverComesBack, RunsOldImage, StaleBootId
-from flashjob.virtual.device import Mode, VirtualDevice
+from flashjob.virtual.adversaries import NeverComesBack, RunsOldImage, StaleBootId
+from flashjob.virtual.device import Mode
 from flashjob.virtual.faults import BitFlips, CablePulled, ChipHangs, Fault, FlashFails, SilentPort
 from flashjob.wire.esptool_lines import Region
-from flashjob.wire.gateway import DeviceResult, Outcome
-from flashjob.wire.pod import Assignment, Before, Timeouts
+from flashjob.wire.gateway import Outcome, Stage
+from flashjob.wire.pod import Before, Timeouts
 
-from .bench import OWNER, QUICK, BenchJudge, Release, assignment, identity, new_app, old_app, push
+from .bench import QUICK, Bench, BenchJudge, assignment, new_app, open_release, push, runs, signed
 
 CHIPS = ("esp32", "esp32s2", "esp32s3", "esp32c3")
-Make = Callable[..., "asyncio.Future[VirtualDevice]"]
-
-
-class Bench:
-    """Starts devices and flashes them the way a pod does."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.tmp_path = tmp_path
-        self.devices: list[VirtualDevice] = []
-
-    async def device(
-        self,
-        name: str = "porch-1",
-        chip: str = "esp32s3",
-        *,
-        app: bytes | None = None,
-        behaviour: Behaviour | None = None,
-        faults: list[Fault] | None = None,
-        confirm_seconds: int = 300,
-    ) -> VirtualDevice:
-        link = self.tmp_path / "ports" / name
-        device = VirtualDevice(
-            name,
-            identity(name, chip),
-            OWNER,
-            link=link,
-            behaviour=behaviour,
-            faults=faults or [],
-            confirm_seconds=confirm_seconds,
-        )
-        device.factory_flash(old_app(chip) if app is None else app)
-        self.devices.append(device)
-        await device.start()
-        return device
-
-    async def flash(
-        self,
-        device: VirtualDevice,
-        release: Release,
-        *,
-        task: Assignment | None = None,
-        judge: BenchJudge | None = None,
-        port: Path | None = None,
-    ) -> tuple[DeviceResult, BenchJudge]:
-        task = task or assignment(device, release.target)
-        judge = judge or BenchJudge(device, task)
-        work = self.tmp_path / "work"
-        work.mkdir(exist_ok=True)
-        firmware = await asyncio.to_thread(fetch, _store(release), release.target, work)
-        assert device.port is not None
-        transport = SerialTransport(str(port or device.port.link), work)
-        result = await Attempt(task, firmware, transport, judge).run()
-        return result, judge
-
-
-def _store(release: Release):  # type: ignore[no-untyped-def]
-    from firmware_pipeline import api
-
-    return api.open_store(release.target.repository)
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
-    for device in bench.devices:
-        await device.stop()
+    await bench.close()
 
 
 async def esptool_cli(*arguments: str) -> tuple[int, str]:
@@ -190,7 +130,8 @@ async def test_worker_ends_at_once_when_its_starter_is_gone(bench: Bench, tmp_pa
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "flashjob.flasher.esptool_worker", stdin=-1, stdout=-1
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     job = (
         f'{{"verb":"write","port":"{device.port.link}","chip":"","baud":115200,"stub":true,"connectAttempts":3,'
         f'"erase":[],"regions":[{{"offset":131072,"file":"{file}","size":0}}]}}\n'
@@ -280,7 +221,7 @@ async def test_another_chip_of_the_same_kind_is_refused_untouched(bench: Bench, 
     assert (result.reason, result.bytes_written) == ("WrongDevice", 0)
     assert "eFuse MAC" in result.message
     assert other.flash.bytes_programmed == written
-    await _runs(other, "1.0.0")
+    await runs(other, "1.0.0")
 
 
 async def test_image_of_another_chip_is_refused_untouched(bench: Bench, tmp_path: Path) -> None:
@@ -290,7 +231,7 @@ async def test_image_of_another_chip_is_refused_untouched(bench: Bench, tmp_path
     result, _ = await bench.flash(device, release)
     assert (result.reason, result.bytes_written) == ("WrongChip", 0)
     assert device.flash.bytes_programmed == written
-    await _runs(device, "1.0.0")
+    await runs(device, "1.0.0")
 
 
 async def test_image_larger_than_its_slot_is_refused_untouched(bench: Bench, tmp_path: Path) -> None:
@@ -298,7 +239,7 @@ async def test_image_larger_than_its_slot_is_refused_untouched(bench: Bench, tmp
     release = push(tmp_path, new_app("esp32s3", 0x1D0000), "esp32s3")
     result, _ = await bench.flash(device, release)
     assert (result.reason, result.bytes_written) == ("ImageTooLarge", 0)
-    await _runs(device, "1.0.0")
+    await runs(device, "1.0.0")
 
 
 async def test_cable_pulled_at_30_percent_then_right(bench: Bench, tmp_path: Path) -> None:
@@ -308,7 +249,7 @@ async def test_cable_pulled_at_30_percent_then_right(bench: Bench, tmp_path: Pat
     assert (result.ok, result.reason, result.stage.value) == (False, "TransportLost", "Writing")
     assert 0 < result.bytes_written < len(release.image)
     assert not judge.case.judged
-    await _runs(device, "1.0.0")
+    await runs(device, "1.0.0")
     judge.next_attempt()
     again = assignment(device, release.target, attempt=2)
     result, judge = await bench.flash(device, release, task=again, judge=judge)
@@ -323,13 +264,17 @@ async def test_second_attempt_finds_the_first_ones_installation(bench: Bench, tm
     release = push(tmp_path, new_app("esp32s3"), "esp32s3")
     task = assignment(device, release.target)
     judge = BenchJudge(device, task)
-    work = tmp_path / "work"
-    work.mkdir()
-    firmware = fetch(_store(release), release.target, work)
+    firmware = fetch(open_release(release), release.target, bench.work)
     assert device.port is not None
-    attempt = asyncio.create_task(Attempt(task, firmware, SerialTransport(str(device.port.link), work), judge).run())
-    while not any(p.stage.value == "Rebooting" for p in judge.seen):
-        await asyncio.sleep(0.02)
+    rebooting = asyncio.Event()
+    transport = SerialTransport(str(device.port.link), bench.work)
+
+    def listen(stage: Stage, _done: int, _total: int) -> None:
+        if stage is Stage.REBOOTING:
+            rebooting.set()
+
+    attempt = asyncio.create_task(Attempt(task, firmware, transport, judge, listen).run())
+    await rebooting.wait()
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt
@@ -364,7 +309,7 @@ async def test_faults_in_mid_write(bench: Bench, tmp_path: Path, fault: Fault, r
     result, _ = await bench.flash(device, release)
     assert (result.ok, result.reason) == (False, reason), result
     device.reset()
-    await _runs(device, "1.0.0")
+    await runs(device, "1.0.0")
 
 
 async def test_write_deadline_kills_the_writer(bench: Bench, tmp_path: Path) -> None:
@@ -427,8 +372,8 @@ async def test_lower_root_of_trust_is_accepted_only_knowingly(bench: Bench, tmp_
 
 async def test_real_firmware(bench: Bench, tmp_path: Path, firmware_dir: Path) -> None:
     """MicroPython's own images, which have neither a name nor a version."""
-    old = (firmware_dir / "micropython-esp32c3-2023-04-26-app.bin").read_bytes()
-    new = (firmware_dir / "micropython-esp32c3-2023-06-10-app.bin").read_bytes()
+    old = signed((firmware_dir / "micropython-esp32c3-2023-04-26-app.bin").read_bytes())
+    new = signed((firmware_dir / "micropython-esp32c3-2023-06-10-app.bin").read_bytes())
     device = await bench.device("porch-1", "esp32c3", app=old)
     assert device.port is not None
     file = tmp_path / "app.bin"
@@ -436,18 +381,9 @@ async def test_real_firmware(bench: Bench, tmp_path: Path, firmware_dir: Path) -
     async with Esptool(str(device.port.link)) as tool:
         await tool.write([Region(offset=0x20000, file=str(file))], [], lambda _done, _total: None)
         await tool.reset()
-    await _runs(device, "")
+    await runs(device, "")
     assert device.application is not None
-    assert device.application.boot.image.image_length == len(new)
-
-
-async def _runs(device: VirtualDevice, version: str) -> None:
-    """Wait until the application runs, and see which."""
-    async with asyncio.timeout(5):
-        while device.mode is not Mode.RUNNING:
-            await asyncio.sleep(0.01)
-    assert device.application is not None
-    assert device.application.boot.version == version
+    assert device.flash.read(0x20000, len(new)) == new
 
 
 def test_the_link_is_what_hosts_open(tmp_path: Path) -> None:
