@@ -88,7 +88,8 @@ def layout_reference(text: str) -> Reference:
     Raises:
         PipelineError: ReferenceMalformed.
     """
-    path, digest = _split_digest(text)
+    head, _, last = text.rpartition("@")
+    path, digest = (head, check_digest(last)) if last.startswith("sha256:") else (text, None)
     path, tag = _split_tag(path, text)
     if not path or "\0" in path:
         raise _bad(text, "the layout's directory is missing")

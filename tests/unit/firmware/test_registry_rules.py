@@ -31,6 +31,7 @@ REGISTRY = "https://registry.example"
         (f"127.0.0.1:5000/a:1@{DIGEST}", Reference("127.0.0.1:5000", "a", "1", DIGEST)),
         ("[::1]:5000/a:1", Reference("[::1]:5000", "a", "1")),
         ("oci:some/dir:2.0", Reference("", "some/dir", "2.0")),
+        (f"oci:/home/me@work/dir:1@{DIGEST}", Reference("", "/home/me@work/dir", "1", DIGEST)),
         (f"oci:/abs/dir@{DIGEST}", Reference("", "/abs/dir", None, DIGEST)),
     ],
 )
