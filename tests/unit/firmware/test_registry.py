@@ -26,7 +26,8 @@ from tests.unit.firmware.builds import refused
 from tests.unit.firmware.hostile_registry import HostileRegistry, digest_of
 
 DATA = bytes(range(256)) * 1200
-QUICK = Limits(connect_seconds=2, read_seconds=0.3, first_pause_seconds=0.001)
+QUICK = Limits(first_pause_seconds=0.001)
+IMPATIENT = Limits(read_seconds=0.3, attempts=3, first_pause_seconds=0.001)
 SECRET = Credential("ci", "s3cret")
 
 
@@ -144,9 +145,10 @@ def test_nothing_of_stock_oras_that_trusts_the_registry_is_left() -> None:
 def test_a_wrong_blob_is_refused_and_leaves_nothing(tmp_path: Path, kind: str, reason: Reason) -> None:
     with HostileRegistry(blob=kind) as registry:
         descriptor = put(registry)
-        refused(reason, lambda: store_for(registry).save_blob(descriptor, tmp_path / "app.bin"))
+        store = store_for(registry, limits=IMPATIENT if reason is Reason.RegistryTimeout else QUICK)
+        refused(reason, lambda: store.save_blob(descriptor, tmp_path / "app.bin"))
         assert list(tmp_path.iterdir()) == []
-        refused(reason, lambda: store_for(registry).read_blob(descriptor, max_bytes=len(DATA)))
+        refused(reason, lambda: store.read_blob(descriptor, max_bytes=len(DATA)))
 
 
 @pytest.mark.parametrize(
