@@ -133,8 +133,8 @@ class FakeCluster:
                 watcher.queue.put_nowait(event)
 
     def swallow(self, resource: Resource, events: int = 1) -> None:
-        """Let the next events of a collection go missing on running watches, and from history."""
-        self._swallow[resource] = self._swallow.get(resource, 0) + events
+        """Let the next so many events of a collection go missing, on running watches and from history."""
+        self._swallow[resource] = events
 
     def watching(self, resource: Resource) -> int:
         """How many watches of this collection run."""

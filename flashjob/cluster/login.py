@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
@@ -29,11 +30,13 @@ async def configuration(kubeconfig: Path | None = None, context: str | None = No
         if kubeconfig is None and context is None:
             load_incluster_config(client_configuration=made)
         else:
+            if kubeconfig is not None and not isinstance(yaml.safe_load(kubeconfig.read_text(encoding="utf-8")), dict):
+                raise ConfigException("it holds no mapping")
             # None is the user's own kubeconfig, and only where a context was asked for by name.
             await load_kube_config(
                 config_file=str(kubeconfig) if kubeconfig else None, context=context, client_configuration=made
             )
-    except (ConfigException, OSError) as error:
+    except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
         where = f"kubeconfig {kubeconfig or 'of this user'}" if kubeconfig or context else "this pod's ServiceAccount"
         raise FlashJobError(
             "NoCluster", f"{where}: {error}", "name a kubeconfig with --kubeconfig, or run inside a cluster"

@@ -8,8 +8,8 @@ Rules (tests name them):
 
 1. Before the caches are filled nothing can be told: `store.unavailable`, never "not enrolled".
 2. A device id that two Devices claim is nobody's: `store.invalid` (IdentityConflict), for both.
-3. A Device that cannot be read, or whose anchor contradicts its id, is `store.invalid`, never skipped; an unreadable
-   policy is `policy.invalid`, a missing one is None.
+3. A Device whose anchor contradicts its id is `store.invalid`, never skipped; an unreadable policy is `policy.invalid`,
+   a missing one is None. An unreadable Device is not enrolled; `devices.unreadable` says why.
 """
 
 import asyncio

@@ -303,7 +303,8 @@ def test_a_given_permit_and_a_used_nonce_stay(api: Api, namespace: str) -> None:
     permit = {"attempt": 1, "grantId": "ab" * 16, "fence": 3, "at": "2026-01-02T03:04:05Z"}
     report = {"permits": [permit], "usedNonces": ["aa", "bb"]}
     assert api.merge(path, {"status": {"report": report}})[0] == 200
-    for shorter in ({"permits": []}, {"usedNonces": ["aa"]}, {"permits": None}, None):
+    shortened: list[Any] = [{"permits": []}, {"usedNonces": ["aa"]}, {"permits": None}, None]
+    for shorter in shortened:
         assert api.merge(path, {"status": {"report": shorter}})[0] == 422
     assert api.merge(path, {"status": {"report": {"usedNonces": ["aa", "bb", "cc"]}}})[0] == 200
 
