@@ -75,6 +75,13 @@ def test_bad_key_has_its_own_code(name: str) -> None:
     rejects(code, lambda: keys.from_cose(dumps(value)))
 
 
+@pytest.mark.parametrize("alg", Alg)
+def test_30_raw_keys_have_one_length(alg: Alg) -> None:
+    good = keys.raw(private_key(alg, b"k").public_key())
+    for bad in (b"", good[:-1], good + b"\x00", b"\x04" + good):
+        rejects("key.length", lambda bad=bad: keys.from_raw(alg, bad))
+
+
 def test_34_small_order_ed25519() -> None:
     """All encodings of the eight points whose order divides 8, also the non-canonical ones, are refused."""
     ys = {0, 1, P - 1}
@@ -123,6 +130,9 @@ def test_pem_of_other_kinds() -> None:
     pem = other.public_key().public_bytes(serialization.Encoding.PEM, form)
     rejects("key.curve", lambda: keys.from_pem(pem))
     rejects("key.curve", lambda: keys.from_pem(keys.to_pem(ec.generate_private_key(ec.SECP521R1()).public_key())))
+    encoding, private_form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    private = other.private_bytes(encoding, private_form, serialization.NoEncryption())
+    rejects("key.curve", lambda: keys.private_from_pem(private))
     rejects("key.structure", lambda: keys.from_pem("no pem"))
     rejects("key.structure", lambda: keys.private_from_pem(b"no pem"))
     weak = ed25519.Ed25519PublicKey.from_public_bytes(b"\x01" + bytes(31))

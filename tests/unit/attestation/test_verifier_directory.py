@@ -113,12 +113,27 @@ def test_damaged_files_reject_and_are_not_skipped(store: TrustDirectory) -> None
     rejects("store.invalid", lambda: store.by_ueid(bytes(33)))
 
 
+def test_what_cannot_be_read_or_written_is_unavailable(store: TrustDirectory, tmp_path: Path) -> None:
+    path = store.root / "devices" / f"{DEVICE.ueid.hex()}.json"
+    path.write_text(path.read_text() + " " * 70_000)
+    rejects("store.invalid", lambda: store.by_ueid(DEVICE.ueid))
+    path.unlink()
+    path.mkdir()
+    rejects("store.unavailable", lambda: store.by_ueid(DEVICE.ueid))
+    rejects("store.unavailable", store.grant_key)
+    (tmp_path / "file").write_text("")
+    rejects("store.unavailable", lambda: TrustDirectory.create(tmp_path / "file" / "trust"))
+    path.rmdir()
+    path.parent.rmdir()
+    rejects("store.unavailable", lambda: store.enroll(spec()))
+
+
 def test_71_policies(store: TrustDirectory, tmp_path: Path) -> None:
     assert store.policy("default") == policy(DEVICE)
     assert store.policy("another") is None
     rejects("policy.invalid", lambda: store.policy("../default"))
     path = store.root / "policies" / "bad.yaml"
-    for bad in ("", "- 1", "a: [", "unknown: 1", "kind: Device\nspec: {}", "nonceTtlSeconds: 2026-01-01"):
+    for bad in ("", "{}", "- 1", "a: [", "unknown: 1", "kind: Device\nspec: {}", "nonceTtlSeconds: 2026-01-01"):
         path.write_text(bad)
         rejects("policy.invalid", lambda: store.policy("bad"))
     whole = {"apiVersion": "flashjob.dev/v1alpha1", "kind": "AttestationPolicy", "metadata": {"name": "x"}, "spec": {}}
