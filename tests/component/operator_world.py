@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import yaml
 
@@ -441,7 +441,7 @@ class World:
         )
         return "over"
 
-    _STEPS: dict[str, Callable[["World", Obj, Obj, Board, str], Awaitable[str]]] = {
+    _STEPS: ClassVar[dict[str, Callable[["World", Obj, Obj, Board, str], Awaitable[str]]]] = {
         "new": _schedule,
         "running": _permit,
         "writing": _write,
