@@ -159,7 +159,9 @@ class Minted:
 
     def evidence(self, chain: Sequence[bytes] | None = None, token: bytes | None = None) -> bytes:
         certificates = self.chain() if chain is None else chain
-        return mint.evidence(keys.dice_id(self.key("uds").public_key()), certificates, self.token() if token is None else token)
+        return mint.evidence(
+            keys.dice_id(self.key("uds").public_key()), certificates, self.token() if token is None else token
+        )
 
     def anchor(self, tier: RootOfTrust = RootOfTrust.SIGNED_BOOT) -> DeviceAnchor:
         return DeviceAnchor(self.ueid, self.key("uds").public_key(), tier, "default")
@@ -201,5 +203,3 @@ def rejects(code: Code | str, call: Any) -> Reject:
         call()
     assert caught.value.code == code, caught.value
     return caught.value
-
-
