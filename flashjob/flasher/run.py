@@ -52,6 +52,7 @@ from flashjob.wire.reasons import Reason
 _PERMITS = 3
 _CONFIRMS = 3
 _PROGRESS_SECONDS = 0.5
+_LAST_WORDS_SECONDS = 3.0
 _SILENT = (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE, Reason.TRANSPORT_LOST)
 
 
@@ -104,7 +105,10 @@ class Attempt:
         except FlashJobError as error:
             result = self._result(False, error.reason, error.message)
         except asyncio.CancelledError:
-            await self._end(self._result(False, Reason.STOPPED.value, "the pod was told to stop"))
+            await self._transport.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await self._end(self._result(False, Reason.STOPPED.value, "the pod was told to stop"))
             raise
         finally:
             reporter.cancel()

@@ -32,6 +32,9 @@ from pydantic.alias_generators import to_camel
 from attestation import keys
 from attestation.keys import Alg, PublicKey
 from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.esp.image import parse_image
+from firmware_pipeline.esp.signature import find_signatures
+from flashjob.virtual import secure_boot
 from flashjob.virtual.adversaries import BEHAVIOURS, Behaviour
 from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.faults import make_fault
@@ -52,7 +55,7 @@ class DeviceSpec(_Model):
     transport: Literal["serial", "network"] = "serial"
     tier: Tier = "SignedBoot"
     alg: Literal["ES256", "EdDSA"] = "ES256"
-    app: Annotated[str, Field(description="File of the application image it leaves the factory with; empty: blank.")]
+    app: Annotated[str, Field(description="Application image that it leaves the factory with; signed if need be.")] = ""
     behaviour: str = "Honest"
     faults: tuple[dict[str, Any], ...] = ()
     confirm_seconds: Annotated[int, Field(ge=1)] = DEFAULT_CONFIRM_SECONDS
@@ -222,7 +225,9 @@ def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner) -> VirtualDevice:
         moves=entry.moves,
     )
     if entry.app:
-        device.factory_flash(Path(entry.app).read_bytes())
+        app = Path(entry.app).read_bytes()
+        locked = identity.hardware.fuses.secure_boot and not find_signatures(app, parse_image(app).image_length)
+        device.factory_flash(secure_boot.sign(app, secure_boot.maker_key(spec.secret.encode())) if locked else app)
     return device
 
 

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flashing pod as a process: environment in, HTTPS to a gateway, termination message and exit code out."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import ipaddress
+import json
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pydantic import BaseModel
+
+from flashjob.flasher.esptool import Esptool
+from flashjob.flasher.judge import Refused
+from flashjob.virtual.device import Mode, VirtualDevice
+from flashjob.wire.gateway import (
+    AddressReply,
+    ConfirmRequest,
+    DeviceResult,
+    EvidenceRequest,
+    NonceRequest,
+    Outcome,
+    PermitRequest,
+    PodResult,
+    Progress,
+)
+from flashjob.wire.pod import Assignment, Assignments
+
+from .bench import Bench, BenchJudge, Release, app, assignment, new_app, push, runs
+
+TOKEN = "token-of-the-pod"
+REQUESTS: dict[str, type[BaseModel]] = {
+    "nonce": NonceRequest,
+    "permit": PermitRequest,
+    "evidence": EvidenceRequest,
+    "confirm": ConfirmRequest,
+    "progress": Progress,
+    "result": DeviceResult,
+}
+
+
+class Gateway:
+    """The routes of wire/gateway.py before the bench's judge, over TLS with a CA of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.judges: dict[str, BenchJudge] = {}
+        self.failing = 0
+        self.url = ""
+        self._directory = directory
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        certificate, key = self._directory / "ca.crt", self._directory / "tls.key"
+        _certificate(certificate, key)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key)
+        application = web.Application()
+        application.router.add_route("*", "/v1/tasks/{task}/{verb}", self._serve)
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        self.url = f"https://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _serve(self, request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return web.Response(status=401)
+        if self.failing > 0:
+            self.failing -= 1
+            return web.Response(status=503)
+        judge, verb = self.judges[request.match_info["task"]], request.match_info["verb"]
+        if verb == "address":
+            return _json(AddressReply(address=await judge.address()))
+        body = REQUESTS[verb].model_validate_json(await request.read())
+        try:
+            reply = await getattr(judge, verb)(body)
+        except Refused as refused:
+            return _json(refused.problem, 403)
+        return web.Response(status=204) if reply is None else _json(reply)
+
+
+class Pod:
+    """One run of `python -m flashjob.flasher`."""
+
+    def __init__(self, gateway: Gateway, directory: Path) -> None:
+        self.gateway, self.directory = gateway, directory
+        self.termination = directory / "termination"
+        (directory / "token").write_text(TOKEN)
+
+    def environment(self, device: VirtualDevice, task: Assignment) -> dict[str, str]:
+        items = Assignments(namespace="default", job="job", items=(task,))
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "FLASHJOB_ASSIGNMENTS": items.model_dump_json(by_alias=True, exclude_none=True),
+            "FLASHJOB_GATEWAY_URL": self.gateway.url,
+            "FLASHJOB_TOKEN_FILE": str(self.directory / "token"),
+            "FLASHJOB_CA_FILE": str(self.directory / "ca.crt"),
+            "FLASHJOB_WORK_DIR": str(self.directory / "work"),
+            "FLASHJOB_TERMINATION_FILE": str(self.termination),
+        }
+        if device.port is not None:
+            environment["UDEV_DEVNODE"] = device.port.path
+        return environment
+
+    async def start(self, device: VirtualDevice, task: Assignment) -> asyncio.subprocess.Process:
+        self.gateway.judges[task.task] = BenchJudge(device, task)
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "flashjob.flasher", env=self.environment(device, task)
+        )
+
+    async def run(self, device: VirtualDevice, release: Release) -> tuple[int, DeviceResult, BenchJudge]:
+        task = assignment(device, release.target)
+        process = await self.start(device, task)
+        code = await process.wait()
+        (result,) = PodResult.model_validate_json(self.termination.read_text()).items
+        return code, result, self.gateway.judges[task.task]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    await bench.close()
+
+
+@pytest.fixture
+async def pod(tmp_path: Path) -> AsyncIterator[Pod]:
+    gateway = Gateway(tmp_path)
+    await gateway.start()
+    yield Pod(gateway, tmp_path)
+    await gateway.stop()
+
+
+@pytest.mark.parametrize("network", [False, True], ids=["serial", "network"])
+async def test_pod_updates_a_device(bench: Bench, pod: Pod, tmp_path: Path, network: bool) -> None:
+    device = await bench.device(network=network)
+    pod.gateway.failing = 2  # a gateway that restarts is waited for
+    code, result, judge = await pod.run(device, push(tmp_path, new_app("esp32s3"), "esp32s3"))
+    assert (code, result.ok, result.reason) == (0, True, "Proven"), result
+    assert judge.outcome is Outcome.PROVEN
+    assert pod.termination.stat().st_size <= 150 * 2
+    assert judge.results[0].hardware is not None
+    assert {"Writing", "Attesting", "Confirming"} <= judge.results[0].seconds.keys()
+    await runs(device, "2.0.0")
+
+
+async def test_refusal_before_the_first_byte_is_exit_3(bench: Bench, pod: Pod, tmp_path: Path) -> None:
+    device = await bench.device()
+    code, result, _ = await pod.run(device, push(tmp_path, new_app("esp32c3"), "esp32c3"))
+    assert (code, result.reason, result.bytes_written) == (3, "WrongChip", 0)
+    await runs(device, "1.0.0")
+
+
+async def test_missing_firmware_is_exit_3(bench: Bench, pod: Pod, tmp_path: Path) -> None:
+    device = await bench.device()
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    blob = release.layout / "blobs" / "sha256" / release.target.image_digest.removeprefix("sha256:")
+    blob.unlink()
+    code, result, judge = await pod.run(device, release)
+    assert (code, result.reason, result.stage.value) == (3, "ImageNotFound", "Fetching")
+    assert judge.results[0].reason == "ImageNotFound"
+
+
+async def test_sigterm_in_mid_write_kills_the_writer_and_frees_the_port(bench: Bench, pod: Pod, tmp_path: Path) -> None:
+    device = await bench.device()
+    device.port.baud, device.port._simulate = 115_200, True  # type: ignore[union-attr]
+    release = push(tmp_path, app("esp32s3", "2.0.0", 1200 * 1024), "esp32s3")
+    process = await pod.start(device, assignment(device, release.target))
+    async with asyncio.timeout(20):
+        while device.flash.regions["ota_1"].programmed == 0:
+            await asyncio.sleep(0.02)
+    process.terminate()
+    async with asyncio.timeout(5):
+        assert await process.wait() == 143
+    written = device.flash.regions["ota_1"].programmed
+    device.port._simulate = False  # type: ignore[union-attr]
+    assert device.port is not None
+    async with Esptool(device.port.path) as tool:
+        assert (await tool.probe())[0].chip == "esp32s3"
+        await tool.reset()
+    assert written < len(release.image)
+    await runs(device, "1.0.0")
+    assert device.mode is Mode.RUNNING
+    assert pod.gateway.judges["job-porch-1"].results[0].reason == "Stopped"
+
+
+@pytest.mark.parametrize("missing", ["FLASHJOB_ASSIGNMENTS", "FLASHJOB_GATEWAY_URL", "UDEV_DEVNODE"])
+async def test_wrong_environment_is_exit_2_and_names_the_variable(
+    bench: Bench, pod: Pod, tmp_path: Path, missing: str
+) -> None:
+    device = await bench.device()
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    environment = pod.environment(device, assignment(device, release.target))
+    del environment[missing]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "flashjob.flasher", env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 2
+    assert missing in said.decode()
+
+
+async def test_gateway_with_another_certificate_gets_no_token(bench: Bench, pod: Pod, tmp_path: Path) -> None:
+    device = await bench.device()
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    _certificate(tmp_path / "ca.crt", tmp_path / "other.key")
+    process = await pod.start(device, assignment(device, release.target))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(4):
+            await process.wait()
+    process.terminate()
+    assert await process.wait() == 143
+    assert pod.gateway.judges["job-porch-1"].case.permits == ()
+    assert device.flash.regions["ota_1"].programmed == 0
+
+
+def _json(model: BaseModel, status: int = 200) -> web.Response:
+    body = model.model_dump_json(by_alias=True, exclude_none=True)
+    assert json.loads(body) is not None
+    return web.Response(status=status, text=body, content_type="application/json")
+
+
+def _certificate(certificate: Path, key: Path) -> None:
+    """A self-signed certificate for 127.0.0.1."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
+    now = dt.datetime.now(dt.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
