@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -81,31 +81,22 @@ class Sandbox:
             FlashJobError: what could not be started, why, and what to do.
         """
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = _lock(state_dir)
-        try:
+        with ExitStack() as undo:
+            lock = undo.enter_context(_lock(state_dir))
             registry_binary = build(programs.REGISTRY, environ, progress)
             binary = build(programs.CONTROL_PLANE, environ, progress)
-            with ThreadPoolExecutor(1) as pool:
-                starting = pool.submit(Registry.start, state_dir / "registry", binary=registry_binary, login=login)
-                plane = ControlPlane.start(state_dir / "control-plane", binary=binary, audit_log=audit_log)
-                try:
-                    sandbox = cls(state_dir, plane, starting.result(), environ)
-                except BaseException:
-                    plane.stop()
-                    raise
-        except BaseException:
-            lock.close()
-            raise
-        sandbox._lock = lock
-        try:
+            plane = undo.enter_context(
+                ControlPlane.start(state_dir / "control-plane", binary=binary, audit_log=audit_log)
+            )
+            registry = Registry.start(state_dir / "registry", binary=registry_binary, login=login)
+            sandbox = undo.enter_context(cls(state_dir, plane, undo.enter_context(registry), environ))
             install(plane, job_namespaces=tuple(job_namespaces))
             for node in nodes:
                 sandbox._start_node(node, entry_points)
             for node in nodes:
                 sandbox._wait_for_node(node)
-        except BaseException:
-            sandbox.down()
-            raise
+            sandbox._lock = lock
+            undo.pop_all()
         return sandbox
 
     def _start_node(self, node: str, entry_points: Sequence[str]) -> None:

@@ -44,6 +44,7 @@ def namespace(control_plane: ControlPlane) -> str:
     """A fresh namespace with its default service account."""
     name = f"test-{uuid.uuid4().hex[:10]}"
     control_plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    control_plane.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
     return name
 
 

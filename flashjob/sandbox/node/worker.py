@@ -100,7 +100,12 @@ class PodWorker:
     async def run(self) -> None:
         """Carry the pod to its end."""
         try:
-            final = await self._run()
+            try:
+                final = await self._run()
+            except (OSError, ValueError, KeyError) as error:
+                _log.exception("pod %s", self._path)
+                final = status.refused("NodeError", f"the node agent could not run it: {error!r}; see the agent's log")
+            self.claims = {}  # before the API server learns: the next pod may claim the device at once
             await self._report(final)
         finally:
             self.finished = True
@@ -243,6 +248,22 @@ class PodWorker:
                 pass_fds=(self._host.lifeline.descriptor,),
                 start_new_session=True,
             )
+        try:
+            late = await self._attend(process, expiries, deadline, started)
+        finally:
+            self._signal(process, signal.SIGUSR1)  # nothing, if it has ended
+        code = process.returncode if process.returncode is not None else 137
+        message = self._message(container, code)
+        return self._ended(code, started, deadline_exceeded=late, message=message)
+
+    async def _attend(
+        self,
+        process: asyncio.subprocess.Process,
+        expiries: Mapping[TokenFile, datetime.datetime],
+        deadline: float | None,
+        started: datetime.datetime,
+    ) -> bool:
+        """Report it running, renew its tokens, wait for its end; returns whether the deadline brought it about."""
         async with asyncio.TaskGroup() as group:
             renewals = [group.create_task(self._renew(token, expires)) for token, expires in expiries.items()]
             group.create_task(self._report(status.running(self._pod, started, started)))
@@ -250,9 +271,7 @@ class PodWorker:
             self._newest_report += 1  # a report of `running` that is still being tried has nothing to say any more
             for renewal in renewals:
                 renewal.cancel()
-        code = process.returncode if process.returncode is not None else 137
-        message = self._message(container, code)
-        return self._ended(code, started, deadline_exceeded=late, message=message)
+        return late
 
     async def _wait(self, process: asyncio.subprocess.Process, deadline: float | None) -> bool:
         """Wait for the end, or bring it about (rules 3, 4 and 7); returns whether the deadline did."""
@@ -289,7 +308,8 @@ class PodWorker:
             await asyncio.sleep(renew_in_seconds(self._host.now(), expires))
             try:
                 expires = await self._volumes.write_token(token, self._request_token)
-            except (ApiError, *_UNREACHABLE):
+            except (ApiError, OSError, *_UNREACHABLE) as error:
+                _log.warning("token of %s: %s", self._path, error)
                 # One fifth of the old token's life is left for the next tries.
                 expires = self._host.now() + datetime.timedelta(seconds=_MAX_PAUSE_SECONDS)
 
