@@ -115,6 +115,10 @@ class Code(StrEnum):
     EAT_DBGSTAT = "eat.dbgstat", "The debug status is missing, unknown or not allowed by the policy."
     EAT_HARDWARE = "eat.hardware", "Maker or model differ from the enrolled ones."
     EAT_NAME = "eat.name", "The token's software name or version contradicts the certificate."
+    EAT_ADDRESS = (
+        "eat.address",
+        "The device does not name the address that it was reached at: its answer may have been relayed.",
+    )
     EAT_CNF = "eat.cnf", "The key in the token is not usable."
 
     POLICY_MISSING = "policy.missing", "There is no policy for the device."
@@ -135,6 +139,7 @@ class Code(StrEnum):
 
     GRANT_STRUCTURE = "grant.structure", "A grant does not have the fields, types and lengths of its verb."
     RELEASE_STRUCTURE = "release.structure", "A release statement does not have the required fields and types."
+    LISTING_STRUCTURE = "listing.structure", "A listing token does not have the required fields and types."
     STATEMENT_KEY = "statement.key", "A statement is signed by a key that is not among the accepted ones."
 
     STORE_UNAVAILABLE = "store.unavailable", "A store that must answer did not: nothing is accepted."
