@@ -45,7 +45,7 @@ EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize(("account", "owner"), [("flashjob-flasher", JOBS), ("flashjob-viewer", SYSTEM_NAMESPACE)])
+@pytest.mark.parametrize(("account", "owner"), [("flashjob-flasher", JOBS), ("flashjob-viewer", JOBS)])
 def test_flashing_pods_and_viewers_may_do_nothing(sandbox: Sandbox, account: str, owner: str) -> None:
     allowed = [what for what in EVERYTHING if may(sandbox, account, *what, owner=owner)]
     assert allowed == []
@@ -60,6 +60,7 @@ def test_operator(sandbox: Sandbox) -> None:
     assert all(operator("patch", f"flashjob.dev/{kind}/status") for kind in ("flashjobs", "flashtasks", "devices"))
     assert not any(operator(verb, "flashjob.dev/devices") for verb in ("create", "patch", "delete"))
     assert not any(operator(verb, "flashjob.dev/attestationpolicies") for verb in ("create", "patch", "delete"))
+    assert not any(operator(verb, "flashjob.dev/flashtasks") for verb in ("patch", "update", "delete"))
     assert operator("create", "/pods")
     assert operator("delete", "/pods")
     assert not operator("create", "/pods", OTHER)
