@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -334,3 +335,13 @@ def test_the_digest_stays_as_pinned(api: Api, namespace: str) -> None:
         collection(namespace, "flashtasks/t"), {"spec": {"target": {"indexDigest": DIGEST.replace("1", "2")}}}
     )
     assert status == 422, answer.get("message")
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*EXAMPLES.glob("flashjobs/*.yaml"), *EXAMPLES.glob("policies/*.yaml")]), ids=lambda path: path.stem
+)
+def test_every_example_is_taken(control_plane: ControlPlane, api: Api, namespace: str, path: Path) -> None:
+    control_plane.kubectl("create", "--validate=strict", "-n", namespace, "-f", str(path))
