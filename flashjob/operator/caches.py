@@ -11,7 +11,7 @@ Rules:
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from attestation.policy import AttestationPolicySpec
 from flashjob.cluster import resources
@@ -20,13 +20,12 @@ from flashjob.cluster.lease import LABEL_DEVICE_LOCK, lease_name
 from flashjob.cluster.reflector import Reflector
 from flashjob.cluster.resources import Obj, Resource
 from flashjob.planning.job_status import finished
-from flashjob.planning.state import Device, Instance, Job, Key, Lease, Listing, Pod, Task
+from flashjob.planning.state import Device, Instance, Job, Key, Lease, Pod, Task
 
 from . import project
+from .listing import CONFIG_MAP, Keys, Listings, read_keys
 
 MEMORY_SECONDS: Final = 30.0
-VerifyListing = Callable[[str], Listing | None]
-"""Checks a listing token's signature and reads it; None for a token that does not hold. Pure, so answers are kept."""
 
 
 class Versioned(Protocol):
@@ -102,7 +101,6 @@ class Caches:
     Args:
         api: the API server.
         namespace: the operator's own, where the Leases are.
-        verify_listing: checks listing tokens.
         on_job: called with the key of each job that a change concerns.
         watch_namespace: "" for all.
     """
@@ -111,12 +109,11 @@ class Caches:
         self,
         api: KubeApi,
         namespace: str,
-        verify_listing: VerifyListing,
         on_job: Callable[[Key], None],
         watch_namespace: str = "",
     ) -> None:
-        self._verify, self._on_job = verify_listing, on_job
-        self._listings: dict[str, Listing | None] = {}
+        self._on_job = on_job
+        self._listings = Listings()
         scope = watch_namespace
         self.jobs: Cache[Job] = Cache(api, resources.FLASHJOBS, project.job, namespace=scope)
         self.tasks: Cache[Task] = Cache(api, resources.FLASHTASKS, project.task, namespace=scope)
@@ -131,6 +128,14 @@ class Caches:
         self._policies: Reflector[AttestationPolicySpec] = Reflector(
             api, resources.ATTESTATION_POLICIES, scope, project=project.policy, on_change=self._anything
         )
+        self._listing_keys: Reflector[Keys] = Reflector(
+            api,
+            resources.CONFIG_MAPS,
+            namespace,
+            project=read_keys,
+            field_selector=f"metadata.name={CONFIG_MAP}",
+            on_change=self._keys_changed,
+        )
         self._namespace = namespace
         self.jobs.reflector.subscribe(lambda key, old, new: on_job(key))
         self.tasks.reflector.subscribe(self._task_changed)
@@ -139,9 +144,9 @@ class Caches:
         self.leases.reflector.subscribe(self._anything)
 
     @property
-    def _reflectors(self) -> list[Reflector[Job | None] | Reflector[Instance]]:
-        parts = (self.jobs, self.tasks, self.devices, self.pods, self.leases)
-        return [*(p.reflector for p in parts), self._instances, self._policies]  # type: ignore[list-item]
+    def _reflectors(self) -> list[Reflector[Any]]:
+        parts: tuple[Cache[Any], ...] = (self.jobs, self.tasks, self.devices, self.pods, self.leases)
+        return [*(p.reflector for p in parts), self._instances, self._policies, self._listing_keys]
 
     async def run(self) -> None:
         """Keep up until cancelled."""
@@ -175,9 +180,8 @@ class Caches:
     def instances(self) -> tuple[Instance, ...]:
         """All Instances, with what their tokens say where they hold."""
         found = list(self._instances.values())
-        tokens = {i.token for i in found if i.token}
-        self._listings = {t: self._listings[t] if t in self._listings else self._verify(t) for t in tokens}
-        return tuple(replace(i, listing=self._listings[i.token]) if i.token else i for i in found)
+        said = self._listings.read(i.token for i in found if i.token)
+        return tuple(replace(i, listing=said[i.token]) if i.token else i for i in found)
 
     def leases_of(self, devices: Iterable[Device]) -> dict[str, Lease]:
         """The Leases of these devices, by device id."""
@@ -201,6 +205,10 @@ class Caches:
             self._on_job((task.namespace, task.job))
         else:
             self._anything(key, old, new)
+
+    def _keys_changed(self, key: Key, old: Keys | None, new: Keys | None) -> None:
+        self._listings.use(new or {})
+        self._anything(key, old, new)
 
     def _anything(self, key: Key, old: object, new: object) -> None:
         for job in self.live_jobs():

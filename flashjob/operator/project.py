@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from attestation.discovery.listing import FLASHJOB_LISTING
 from attestation.policy import AttestationPolicySpec
 from flashjob.api.device import Device as DeviceModel
 from flashjob.api.flashjob import FlashJob
@@ -20,7 +21,6 @@ from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, AssignmentRef
 
 ANNOTATION_REFUSAL: Final = "flashjob.dev/refusal"
 """On a FlashTask that was made only to be refused: JSON {reason, message}."""
-LISTING_PROPERTY: Final = "FLASHJOB_LISTING"
 _AKRI: Final = "akri.sh/"
 
 
@@ -121,7 +121,7 @@ def instance(obj: Obj) -> Instance:
         properties=properties,
         nodes=tuple(str(n) for n in spec.get("nodes") or ()),
         deleting=meta.deletion_timestamp is not None,
-        token=properties.get(LISTING_PROPERTY, ""),
+        token=properties.get(FLASHJOB_LISTING, ""),
     )
 
 

@@ -27,7 +27,7 @@ from . import handlers, serve
 from .admit import Admitter
 from .apply import Applier
 from .artifacts import Artifacts
-from .caches import Caches, VerifyListing
+from .caches import Caches
 from .gateway_probe import GatewayProbe
 from .metrics import Metrics
 from .reconcile import Controller
@@ -47,7 +47,6 @@ class Options:
         identity: of this process in the leader's Lease.
         pods: what flashing pods have in common.
         gateway_ca: PEM of the CA that signs the gateway's certificate.
-        probe_gateway_url: where the operator itself asks the gateway; the pods' URL if empty.
         listen: address and port of the probes.
     """
 
@@ -56,7 +55,6 @@ class Options:
     identity: str
     pods: PodSettings
     gateway_ca: Path | None
-    probe_gateway_url: str
     listen: tuple[str, int]
 
 
@@ -67,7 +65,6 @@ class Operator:
         api: as the operator.
         login: credentials for kopf's own client.
         artifacts: where firmware comes from.
-        verify_listing: checks listing tokens.
         now: wall clock, seconds since the epoch.
     """
 
@@ -76,7 +73,6 @@ class Operator:
         api: KubeApi,
         login: Callable[[], Awaitable[Configuration]],
         artifacts: Artifacts,
-        verify_listing: VerifyListing,
         options: Options,
         now: Callable[[], float],
     ) -> None:
@@ -84,10 +80,8 @@ class Operator:
         self._leader = LeaderElection(api, options.namespace, LEADER_LEASE, options.identity)
         self._leading = False
         self._metrics = Metrics()
-        self._caches = Caches(api, options.namespace, verify_listing, self._wake, options.watch_namespace)
-        self._gateway = GatewayProbe(
-            options.probe_gateway_url or options.pods.gateway_url, options.gateway_ca, self._wake_all
-        )
+        self._caches = Caches(api, options.namespace, self._wake, options.watch_namespace)
+        self._gateway = GatewayProbe(options.pods.gateway_url, options.gateway_ca, self._wake_all)
         self._controller = Controller(
             api,
             self._caches,

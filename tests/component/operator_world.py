@@ -7,7 +7,6 @@ what it saw. Everything happens in ticks of a hand-driven clock.
 """
 
 import asyncio
-import base64
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
@@ -17,7 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from attestation.discovery.listing import FLASHJOB_LISTING, Listing, encode_token, mint_listing
+from attestation.keys import to_pem
+from attestation.policy import Measurement as Measured
+from attestation.policy import RootOfTrust
 from firmware_pipeline.layout import LayoutStore
 from flashjob.api.meta import FINALIZER
 from flashjob.cluster import resources as r
@@ -32,11 +36,10 @@ from flashjob.operator.apply import Applier
 from flashjob.operator.artifacts import Artifact, PipelineArtifact, Refused
 from flashjob.operator.caches import Caches
 from flashjob.operator.metrics import Metrics
-from flashjob.operator.project import LISTING_PROPERTY
 from flashjob.operator.reconcile import Controller
 from flashjob.planning.clock import stamp
 from flashjob.planning.messages import refuse
-from flashjob.planning.state import Key, Listing, Refusal
+from flashjob.planning.state import Key, Refusal
 from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, ENV_ASSIGNMENTS
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Measurement
@@ -144,15 +147,20 @@ class World:
         self.overlaps: list[str] = []
         self._pods: dict[str, str] = {}
         self._ghosts: dict[str, float] = {}
+        self._shown: dict[str, str] = {}
         self._due: dict[Key, float] = {}
         self._tasks: list[asyncio.Task[Any]] = []
         self._draining: dict[str, asyncio.Task[None]] = {}
 
     # --- the operator under test
 
+    async def publish_listing_key(self) -> None:
+        body = {"metadata": {"name": "flashjob-listing-keys"}, "data": {"current.pub": LISTING_PEM}}
+        await self.api.create(r.CONFIG_MAPS, SYSTEM, body)
+
     async def start_operator(self) -> None:
         api = cast("KubeApi", self.mortal)
-        self.caches = Caches(api, SYSTEM, verify, self._wake)
+        self.caches = Caches(api, SYSTEM, self._wake)
         settings = PodSettings(image="flasher:test", gateway_url="https://gateway.test:8443")
         applier = Applier(api, self.caches, SYSTEM, settings, lambda: self.clock)
         self.controller = Controller(
@@ -466,19 +474,20 @@ class World:
         have = {o["metadata"]["name"]: o for o in self.api.all(r.INSTANCES, "akri")}
         for board in self.boards.values():
             name = f"app-{board.name}"
-            told = token(board)
+            shown = f"{board.running.value} {board.boot_id}"
             now = have.get(name)
-            if now is not None and (not board.listed or now["spec"]["brokerProperties"][LISTING_PROPERTY] != told):
+            if now is not None and (not board.listed or self._shown[name] != shown):
                 await self.api.delete(r.INSTANCES, "akri", name)
                 now = None
             if now is None and board.listed:
+                self._shown[name] = shown
                 spec = {
                     "configurationName": "app",
                     "cdiName": "akri.sh/app",
                     "capacity": 1,
                     "shared": True,
                     "nodes": ["node1"],
-                    "brokerProperties": {LISTING_PROPERTY: told},
+                    "brokerProperties": {FLASHJOB_LISTING: token(board)},
                 }
                 await self._create(r.INSTANCES, "akri", name, spec)
 
@@ -503,19 +512,24 @@ class World:
         self.overlaps += [b.name for b in self.boards.values() if len(b.writers) > 1]
 
 
+LISTING_KEY = ec.derive_private_key(9, ec.SECP256R1())
+LISTING_PEM = to_pem(LISTING_KEY.public_key())
+
+
 def token(board: Board) -> str:
-    """What the simulated handler says, in place of a signed token."""
-    said = {"device": board.id, "measurement": board.running.dump(), "bootId": board.boot_id}
-    return base64.urlsafe_b64encode(json.dumps(said, sort_keys=True).encode()).decode()
-
-
-def verify(text: str) -> Listing | None:
-    """Reads `token`."""
-    try:
-        said = json.loads(base64.urlsafe_b64decode(text))
-    except ValueError:
-        return None
-    return Listing(said["device"], Measurement.parse(said["measurement"]), said["bootId"], "127.0.0.1:80")
+    """What the handler says about a device, signed."""
+    listing = Listing(
+        ueid=bytes.fromhex(board.id),
+        measurement=Measured(board.running.alg, bytes.fromhex(board.running.value)),
+        application="porch-sensor",
+        version="2.1.0",
+        boot_id=bytes.fromhex(board.boot_id),
+        evidence_sha256=bytes(32),
+        policy_hash=bytes(32),
+        endpoint="127.0.0.1:80",
+        tier=RootOfTrust.SIGNED_BOOT,
+    )
+    return encode_token(mint_listing(listing, LISTING_KEY))
 
 
 def _crashed(error: BaseException) -> bool:

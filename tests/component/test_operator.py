@@ -46,6 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 async def world(folders: dict[str, Path]) -> AsyncIterator[World]:
     made = World(folders, public_pem(SIGNER.public_key).decode())
+    await made.publish_listing_key()
     await made.start_operator()
     yield made
     await made.kill_operator()
@@ -282,6 +283,16 @@ async def test_the_tag_is_resolved_once(world: World) -> None:
     await world.run_job()
     assert world.get(r.FLASHJOBS, "porch")["status"]["firmware"]["digest"] == pinned
     assert world.condition("Succeeded")["status"] == "True"
+
+
+async def test_a_token_by_another_key_is_no_rediscovery(world: World) -> None:
+    await world.policy()
+    board = await world.board("b1")
+    stranger = {"data": {"current.pub": public_pem(STRANGER.public_key).decode()}}
+    await world.api.patch(r.CONFIG_MAPS, SYSTEM, "flashjob-listing-keys", stranger, field_manager="people")
+    await world.job()
+    await world.run_job()
+    assert end(world, board) == ("Failed", "RediscoveryTimeout")
 
 
 async def test_gateway_unready_starts_nothing(world: World) -> None:
