@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Discovery details: what a Configuration asks this handler to list. Pure.
+
+    list: Devices                       # or Ports
+    network: {addresses: [192.0.2.7], static: ["porch-1.example:8080"]}
+    serial: {ports: ["/dev/ttyUSB*"]}
+    applications: [porch-sensor]
+    attestIntervalSeconds: 300
+
+Rules (tests name them):
+
+1. The text is one YAML mapping of at most 64 KiB, with plain values: no duplicate key, alias, tag or second document.
+2. Unknown fields and wrong types are refused; every refusal names the field.
+3. `list` is required. Ports are listed by `serial.ports` alone: `network`, `applications` and `attestIntervalSeconds`
+   belong to Devices.
+4. The network handler lists Devices and takes `network`; the serial handler takes `serial` and needs at least one glob.
+   Addresses of enrolled Devices need not be given.
+5. `network.addresses` are IP addresses, `network.static` may be names; a port other than 80 is given as host:port.
+6. A glob is absolute and has no `..`.
+7. A device is listed if `applications` holds its certified project name; an empty list holds any.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from attestation.discovery.addresses import Address, parse_address
+
+MAX_BYTES: Final = 64 * 1024
+DEFAULT_INTERVAL_SECONDS: Final = 300
+
+
+class Transport(StrEnum):
+    """Which handler this is: one per cluster for the network, one per node for serial ports."""
+
+    NETWORK = "network"
+    SERIAL = "serial"
+
+    @property
+    def handler_name(self) -> str:
+        """What Configurations call it in `discoveryHandler.name`."""
+        return f"flashjob-{self.value}"
+
+    @property
+    def shared(self) -> bool:
+        """Whether every node sees the same devices."""
+        return self is Transport.NETWORK
+
+
+class DetailsError(ValueError):
+    """Details that this handler cannot follow; the message names the field."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+def _ip(text: str) -> str:
+    if not parse_address(text).numeric:
+        raise ValueError(f"{text!r} is not an IP address; names go into network.static")
+    return text
+
+
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+def _glob(text: str) -> str:
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise ValueError(f"{text!r} is not an absolute path without '..'")
+    return text
+
+
+class Network(_Strict):
+    """Where devices may be, besides the addresses of enrolled Devices."""
+
+    addresses: Annotated[tuple[Annotated[str, AfterValidator(_ip)], ...], Field(max_length=1024)] = ()
+    static: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], Field(max_length=1024)] = ()
+
+
+class Serial(_Strict):
+    """Which serial ports."""
+
+    ports: Annotated[
+        tuple[Annotated[str, Field(max_length=256), AfterValidator(_glob)], ...], Field(min_length=1, max_length=64)
+    ]
+
+
+class Details(_Strict):
+    """What one Configuration wants."""
+
+    list: Literal["Ports", "Devices"]
+    network: Network | None = None
+    serial: Serial | None = None
+    applications: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=32)], ...], Field(max_length=64)] = ()
+    attestIntervalSeconds: Annotated[int, Field(ge=10, le=86_400)] = DEFAULT_INTERVAL_SECONDS
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.list == "Ports":
+            for name in ("network", "applications", "attestIntervalSeconds"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"{name}: belongs to list: Devices, not to list: Ports")
+        return self
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All given addresses."""
+        network = self.network or Network()
+        return tuple(map(parse_address, (*network.addresses, *network.static)))
+
+    @property
+    def globs(self) -> tuple[str, ...]:
+        """All given globs."""
+        return self.serial.ports if self.serial else ()
+
+    def wants(self, application: str) -> bool:
+        """Rule 7."""
+        return not self.applications or application in self.applications
+
+
+def parse_details(text: str, transport: Transport) -> Details:
+    """Read discovery details.
+
+    Args:
+        text: `discoveryDetails` of the Configuration.
+        transport: which handler is asked.
+
+    Raises:
+        DetailsError: rules 1 to 6.
+    """
+    document = _load(text)
+    try:
+        details = Details.model_validate_json(json.dumps(document))
+    except TypeError as error:
+        raise DetailsError(f"discovery details: {error}; use plain strings, numbers, lists and mappings") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise DetailsError(f"discovery details: {f'{where}: ' if where else ''}{message}") from error
+    _check_transport(details, transport)
+    return details
+
+
+def _check_transport(details: Details, transport: Transport) -> None:
+    name = transport.handler_name
+    if transport is Transport.NETWORK:
+        if details.list == "Ports":
+            raise DetailsError(f"discovery details: list: {name} lists Devices; Ports are listed by flashjob-serial")
+        if details.serial is not None:
+            raise DetailsError(f"discovery details: serial: belongs to flashjob-serial, this is {name}")
+        return
+    if details.network is not None:
+        raise DetailsError(f"discovery details: network: belongs to flashjob-network, this is {name}")
+    if details.serial is None:
+        raise DetailsError("discovery details: serial.ports: give at least one glob, as /dev/ttyUSB*")
+
+
+class _Loader(yaml.SafeLoader):
+    """Rule 1: what differs from plain mappings, lists and scalars is refused, not resolved."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(names) != len(node.value) or not all(key.tag.endswith(":str") for key, _ in node.value):
+            raise yaml.YAMLError("keys must be text")
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name}: stands there twice")
+        return super().construct_mapping(node, deep=deep)
+
+
+def _load(text: str) -> dict[str, Any]:
+    if len(text.encode()) > MAX_BYTES:
+        raise DetailsError(f"discovery details: longer than {MAX_BYTES} bytes")
+    try:
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, made stricter
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise DetailsError(f"discovery details are not plain YAML: {what}") from error
+    if not isinstance(document, dict):
+        raise DetailsError("discovery details: list: required, one of Ports, Devices")
+    return document
