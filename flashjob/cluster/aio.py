@@ -89,6 +89,8 @@ class AioKubeApi:
                 yield WatchEvent(event["type"], event["object"])
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unreachable("watch", path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ApiError(502, "NotJSON", f"watch {path}: the stream holds what is no event: {error!r}") from error
         finally:
             response.close()
 

@@ -15,6 +15,7 @@ Rules (tests name them):
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable, ItemsView, ValuesView
 from contextlib import aclosing
@@ -33,6 +34,7 @@ OnChange = Callable[[Key, T | None, T | None], None]
 _FIRST_BACKOFF_SECONDS: Final = 0.2
 _LAST_BACKOFF_SECONDS: Final = 30.0
 _SHORT_WATCH_SECONDS: Final = 1.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class Reflector(Generic[T]):
                 self._version = None
                 await self._back_off(None)
             except ApiError as error:
+                if self.last_error is None and not error.gone:
+                    _log.warning("%s: %s", self.resource, error)
                 self.last_error = error
                 if error.status not in (0, 429):
                     self._version = None
@@ -205,6 +209,8 @@ class Reflector(Generic[T]):
         try:
             new = self._project(obj)
         except ValueError as error:
+            if self.unreadable.get(key) != str(error):
+                _log.warning("%s %s/%s cannot be read and is left out: %s", self.resource.kind, *key, error)
             self.unreadable[key] = str(error)
             if self._values.pop(key, None) is not None:
                 self._report(key, old, None)
