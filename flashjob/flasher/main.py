@@ -161,11 +161,17 @@ def termination_message(results: list[DeviceResult]) -> str:
     """The pod's last words within Kubernetes' limit: hardware and timings left out, messages cut as far as needed."""
     slim = [result.model_copy(update={"hardware": None, "seconds": {}}) for result in results]
     for length in (1024, 200, 60, 0):
-        items = tuple(item.model_copy(update={"message": item.message[:length]}) for item in slim)
-        text = PodResult(items=items).model_dump_json(by_alias=True, exclude_none=True)
+        text = _words([item.model_copy(update={"message": item.message[:length]}) for item in slim])
         if len(text.encode()) <= pod.TERMINATION_LIMIT:
             return text
-    return PodResult(items=tuple(slim[:8])).model_dump_json(by_alias=True, exclude_none=True)[: pod.TERMINATION_LIMIT]
+    while len(text.encode()) > pod.TERMINATION_LIMIT:
+        slim.pop()
+        text = _words([item.model_copy(update={"message": ""}) for item in slim])
+    return text
+
+
+def _words(items: list[DeviceResult]) -> str:
+    return PodResult(items=tuple(items)).model_dump_json(by_alias=True, exclude_defaults=True)
 
 
 def exit_code(results: list[DeviceResult]) -> ExitCode:

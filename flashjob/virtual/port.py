@@ -6,7 +6,7 @@ Rules (tests name them):
 1. The line is raw in both directions from the first byte: nothing echoes, nothing is translated.
 2. A pulled cable is what USB serial looks like: the node disappears and whoever has it open gets an I/O error.
    Plugging in again makes a new node under the same name.
-3. What nobody reads is dropped, as on a UART: at most `UNREAD_LIMIT` bytes wait for the next reader. Answers of the
+3. Log text that nobody reads is dropped, as on a UART: about `UNREAD_LIMIT` bytes wait for the next reader. Answers of the
    loader are never dropped.
 4. With a simulated rate both directions take 10 bits per byte at the current baud rate; a byte counts as arrived
    when its last bit has.
