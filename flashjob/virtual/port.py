@@ -26,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 UNREAD_LIMIT = 2048
+SETTLE_SECONDS = 0.1
+"""After this time what was sent can be seen in the reader's queue; before, the kernel may still be moving it."""
 CHUNK = 4096
 
 
@@ -46,6 +48,7 @@ class SerialPort:
         self._master = self._slave = -1
         self._out = bytearray()
         self._rx_free = self._tx_free = 0.0
+        self._settled, self._unsettled = 0.0, 0
         self._timers: set[asyncio.TimerHandle] = set()
 
     @property
@@ -97,7 +100,11 @@ class SerialPort:
 
     def log(self, data: bytes) -> None:
         """Send `data` unless too much already waits unread (rule 3)."""
-        if self.plugged and self._unread() + len(self._out) + len(data) <= UNREAD_LIMIT:
+        now = asyncio.get_running_loop().time()
+        if now >= self._settled:
+            self._settled, self._unsettled = now + SETTLE_SECONDS, 0
+        if self.plugged and self._unread() + self._unsettled + len(self._out) + len(data) <= UNREAD_LIMIT:
+            self._unsettled += len(data)
             self.send(data)
 
     def _later(self, line: str, size: int, action: Callable[[], None]) -> None:
