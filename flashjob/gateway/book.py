@@ -285,8 +285,11 @@ class CaseBook:
             )
         lease = self.leases.get(self.operator_namespace, lease_name(spec.device.id))
         verdict = report.verdict
-        over = task.status.phase.final or (
-            verdict is not None and (verdict.outcome is not Outcome.REJECTED or verdict.attempt >= attempt)
+        last = task.status.last_attempt
+        over = (
+            task.status.phase.final
+            or (last is not None and last.attempt >= attempt)
+            or (verdict is not None and (verdict.outcome is not Outcome.REJECTED or verdict.attempt >= attempt))
         )
         return Case(
             namespace=namespace,

@@ -172,9 +172,13 @@ class Controller:
     async def _carry_out(self, job: Job, decisions: Decisions, retry_at: float | None) -> float | None:
         again = await self._applier.apply(job, decisions)
         self._metrics.starts.inc(len(decisions.starts))
+        for start in decisions.starts:
+            log.info("attempt %d of %s/%s begins", start.attempt, job.namespace, start.task.name)
         for patch in decisions.patches:
             if "finishedAt" in patch.status:
-                self._metrics.ends.labels(patch.status["phase"], patch.status["reason"]).inc()
+                phase, reason = patch.status["phase"], patch.status["reason"]
+                log.info("%s/%s is over: %s, %s", job.namespace, patch.task.name, phase, reason)
+                self._metrics.ends.labels(phase, reason).inc()
         if decisions.job_status is not None:
             await self._write_status(job, decisions.job_status)
         if decisions.drained:

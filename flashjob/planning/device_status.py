@@ -5,8 +5,8 @@
 2. Firmware and floors change only by a confirmed verdict: slot VALID, the target's measurement. Floors never fall.
 3. Hardware is what preflight read, kept where it read nothing.
 4. The last three outcomes are kept, newest first, one per task. They also tell locks that the task is over (lock.py).
-5. A device that shows somebody else's or an older installation's evidence is quarantined: BootIdMismatch,
-   EvidenceReplayed. It stays so until it is released by name.
+5. A device that shows an older installation's evidence as its new one's is quarantined: BootIdMismatch. It stays so until
+   it is released by name.
 6. A device that was released and ends well is out of quarantine.
 7. What is already written is not written again: None.
 """
@@ -23,7 +23,7 @@ from .outcome import Ending
 from .state import Device, Task
 
 OUTCOMES: Final = 3
-QUARANTINING: Final = frozenset({Reason.BOOT_ID_MISMATCH, Reason.EVIDENCE_REPLAYED})
+QUARANTINING: Final = frozenset({Reason.BOOT_ID_MISMATCH})
 
 
 def after(

@@ -5,7 +5,8 @@
    otherwise the task has Failed (MeasurementMismatch, BootIdMismatch), whatever the verdict calls itself.
 2. Proven, and the device is rediscovered or the task does not ask for it: Succeeded.
 3. Proven, not rediscovered within timeouts.rediscoverSeconds: Failed, RediscoveryTimeout. Until then it waits.
-4. BelowPolicy, under the conditions of rule 1: Unproven. It is not listed, so nothing waits for its Instance.
+4. BelowPolicy, under the conditions of rule 1: Unproven. It is not listed, so nothing waits for its Instance. Without any
+   permit of this task it means that the device ran the target before: the boot id is then another task's, and that is right.
 5. AlreadyRunning counts only without any permit of this task and with the target's measurement: Skipped.
 6. Rejected: Failed with the verdict's reason, or Rejected where no permit was ever given and the reason is a refusal.
    Whether it is tried again instead is decided before (retries.py).
@@ -71,7 +72,8 @@ def judge(task: Task, verdict: Verdict, found: bool, now: float) -> Ending | Awa
                 task, Reason.BOOT_ID_MISMATCH, "the device runs the target, but not by an installation of this task"
             )
         return Ending(Phase.SKIPPED, Reason.ALREADY_RUNNING, _proof("already runs", task, verdict), True)
-    if verdict.boot_id not in {p.grant_id for p in permits(task)}:
+    ran_before = verdict.outcome is Outcome.BELOW_POLICY and not permits(task)
+    if not ran_before and verdict.boot_id not in {p.grant_id for p in permits(task)}:
         return failure(task, Reason.BOOT_ID_MISMATCH, "the verdict's boot id is no grant id of this task")
     if verdict.outcome is Outcome.BELOW_POLICY:
         text = with_next(Reason.ROOT_OF_TRUST_TOO_LOW, _proof("runs", task, verdict))
