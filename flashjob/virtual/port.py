@@ -103,7 +103,7 @@ class SerialPort:
         now = asyncio.get_running_loop().time()
         if now >= self._settled:
             self._settled, self._unsettled = now + SETTLE_SECONDS, 0
-        if self.plugged and self._unread() + self._unsettled + len(self._out) + len(data) <= UNREAD_LIMIT:
+        if self.plugged and max(self._unread(), self._unsettled) + len(self._out) + len(data) <= UNREAD_LIMIT:
             self._unsettled += len(data)
             self.send(data)
 
