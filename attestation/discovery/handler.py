@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The discovery handler that an Akri agent talks to: it serves Discover, and stays registered.
+
+Rules (tests name them):
+
+1. It serves first and registers second; after each registration sleeping Configurations are woken, because the agent
+   does not.
+2. Details that cannot be followed are INVALID_ARGUMENT, with a message that names the field; nothing else is.
+3. The first list comes once every place was looked at, or after a bounded time, even when it is empty; then a list comes
+   only when it differs from the last, whole, and at most one every `GAP_SECONDS`.
+4. When it ends it says nothing: an empty list would delete every Instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from attestation.discovery.akri_v0 import discovery_pb2, discovery_pb2_grpc
+from attestation.discovery.details import DetailsError, Transport, parse_details
+from attestation.discovery.entries import Entry
+from attestation.discovery.registration import Registration, stay_registered
+from attestation.discovery.scanner import Scanner
+
+GAP_SECONDS: Final = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+class DiscoveryHandler:
+    """One handler: `run` serves until it is cancelled.
+
+    Args:
+        scanner: knows what is to be listed; `run` runs it.
+        directory: where the agent's registration socket is; the handler's own socket is made beside it.
+        wake: awaited after each registration, to wake Configurations.
+    """
+
+    def __init__(self, scanner: Scanner, directory: Path, wake: Callable[[], Awaitable[None]]) -> None:
+        self._scanner = scanner
+        self._directory = directory
+        self._wake = wake
+        self.socket = directory / f"{scanner.transport.handler_name}.sock"
+
+    async def run(self) -> None:
+        """Rule 1, until cancelled (rule 4)."""
+        transport: Transport = self._scanner.transport
+        server = grpc.aio.server()
+        discovery_pb2_grpc.add_DiscoveryHandlerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        self.socket.unlink(missing_ok=True)  # of an earlier run that was killed
+        server.add_insecure_port(f"unix:{self.socket}")
+        await server.start()
+        registration = Registration(transport.handler_name, self.socket, transport.shared)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._scanner.run())
+                group.create_task(stay_registered(self._directory, registration, self._wake))
+        finally:
+            await server.stop(None)
+
+    async def Discover(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """The rpc: one stream of whole lists for one Configuration."""
+        try:
+            details = parse_details(request.discovery_details, self._scanner.transport)
+        except DetailsError as error:
+            _log.warning("%s", error)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        subscription = self._scanner.subscribe(details)
+        try:
+            await subscription.settled()
+            last: tuple[Entry, ...] | None = None
+            while True:
+                subscription.changed.clear()
+                entries = subscription.entries()
+                if entries != last:
+                    last = entries
+                    _log.info("list: %s for %s: %d", details.list, ", ".join(details.applications) or "any", len(last))
+                    yield _response(entries)
+                    await asyncio.sleep(GAP_SECONDS)
+                await subscription.changed.wait()
+        finally:
+            subscription.close()
+
+
+def _response(entries: Iterable[Entry]) -> Any:
+    return discovery_pb2.DiscoverResponse(devices=[_device(entry) for entry in entries])
+
+
+def _device(entry: Entry) -> Any:
+    specs = []
+    if entry.node is not None:
+        inside, outside = entry.node
+        specs = [discovery_pb2.DeviceSpec(container_path=inside, host_path=outside, permissions=entry.rights)]
+    return discovery_pb2.Device(id=entry.id, properties=dict(entry.properties), device_specs=specs)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registering with the Akri agent of this node, again and again.
+
+Rules (tests name them):
+
+1. The agent forgets everybody when it restarts, and nothing says so but its socket, which is another file then: it is
+   looked at every second, and only another file leads to another registration (each one makes the agent open one more
+   Discover per Configuration).
+2. Where there is no agent, or it refuses, it is tried again after 0.2 s, 0.4 s and so on, at most 10 s.
+3. The agent's HTTP/2 refuses a socket path as authority: the channel names ``localhost``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from attestation.discovery.akri_v0 import discovery_pb2, discovery_pb2_grpc
+
+SOCKET_NAME: Final = "agent-registration.sock"
+LOOK_SECONDS: Final = 1.0
+_FIRST_PAUSE_SECONDS: Final = 0.2
+_LAST_PAUSE_SECONDS: Final = 10.0
+_CALL_SECONDS: Final = 10.0
+_OPTIONS: Final = (("grpc.default_authority", "localhost"),)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What the agent is told.
+
+    Args:
+        name: what Configurations call this handler.
+        endpoint: path of the socket on which it serves Discover.
+        shared: whether every node sees the same devices.
+    """
+
+    name: str
+    endpoint: Path
+    shared: bool
+
+
+async def stay_registered(
+    directory: Path, registration: Registration, registered: Callable[[], Awaitable[None]]
+) -> None:
+    """Register, and register again with each new agent, until cancelled.
+
+    Args:
+        directory: where the agent's socket is, or will be.
+        registration: what to tell.
+        registered: awaited after each registration.
+    """
+    socket = directory / SOCKET_NAME
+    known: tuple[int, int] | None = None
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        found = _identity(socket)
+        if found is None or found == known:
+            await asyncio.sleep(LOOK_SECONDS)
+            continue
+        try:
+            await _register(socket, registration)
+        except grpc.aio.AioRpcError as error:
+            _log.warning("%s: %s: %s; next try in %.1f s", socket, error.code().name, error.details(), pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+            continue
+        known, pause = found, _FIRST_PAUSE_SECONDS
+        _log.info("registered with %s as %s", socket, registration.name)
+        await registered()
+
+
+async def _register(socket: Path, registration: Registration) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:
+        stub = discovery_pb2_grpc.RegistrationStub(channel)  # type: ignore[no-untyped-call]
+        request = discovery_pb2.RegisterDiscoveryHandlerRequest(
+            name=registration.name,
+            endpoint=str(registration.endpoint),
+            endpoint_type=discovery_pb2.RegisterDiscoveryHandlerRequest.UDS,
+            shared=registration.shared,
+        )
+        await stub.RegisterDiscoveryHandler(request, timeout=_CALL_SECONDS)
+
+
+def _identity(socket: Path) -> tuple[int, int] | None:
+    try:
+        status = socket.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
