@@ -48,6 +48,9 @@ def enroll(
     label: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE label of the Device; repeatable. Cluster only.")
     ] = None,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="Network: keep HOST:PORT for good, instead of where it is discovered.")
+    ] = False,
     trust: Annotated[Path | None, typer.Option(help="Write into this trust directory instead of a cluster.")] = None,
     kubeconfig: Annotated[Path | None, typer.Option(help="The cluster's kubeconfig.")] = None,
     context: Annotated[str | None, typer.Option(help="Context in the kubeconfig.")] = None,
@@ -68,9 +71,9 @@ def enroll(
     if port is not None and trust is None and not pairs["match"]:
         raise typer.BadParameter("a serial device in a cluster needs --match KEY=VALUE: tty names move")
     key = _anchor(anchor)
-    connection: dict[str, Any] = (
-        {"serial": {"match": pairs["match"] or {"UDEV_DEVNODE": port}}} if port else {"network": {}}
-    )
+    connection: dict[str, Any] = {"network": {"address": host} if fixed else {}}
+    if port is not None:
+        connection = {"serial": {"match": pairs["match"] or {"UDEV_DEVNODE": port}}}
 
     async def run() -> str:
         with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
