@@ -22,6 +22,7 @@ from .process import Lifeline, Program
 
 READY_SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 0.05
+_STOP_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,15 @@ class Login:
 class Registry:
     """A running registry. Make one with `start`; end it with `stop` or as a context manager."""
 
-    def __init__(self, host: str, login: Login | None, program: Program, lifeline: Lifeline) -> None:
+    def __init__(self, state_dir: Path, binary: Path, login: Login | None, host: str) -> None:
         self.host = host
         """host:port, as the first part of a reference; plain HTTP."""
         self.login = login
-        self.program = program
-        self._lifeline = lifeline
+        self._state_dir = state_dir
+        self._binary = binary
+        self._lifeline = Lifeline()
+        self._config = _configuration(state_dir, host, _password_file(state_dir, binary, login) if login else None)
+        self.program = self._serve()
 
     @classmethod
     def start(cls, state_dir: Path, *, binary: Path, login: Login | None = None) -> Registry:
@@ -57,27 +61,34 @@ class Registry:
         state_dir = state_dir.resolve()
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for attempt in range(PORT_ATTEMPTS):
-            host = f"127.0.0.1:{free_port()}"
-            config = _configuration(state_dir, host, _password_file(state_dir, binary, login) if login else None)
-            log = state_dir / "registry.log"
-            log.unlink(missing_ok=True)
-            lifeline = Lifeline()
+            registry = cls(state_dir, binary, login, f"127.0.0.1:{free_port()}")
             try:
-                program = Program.start(
-                    "registry", [str(binary), "serve", str(config)], lifeline, log=log, cwd=state_dir
-                )
-                registry = cls(host, login, program, lifeline)
                 registry._wait_ready()
             except FlashJobError as error:
-                lifeline.close()
+                registry.stop()
                 if attempt + 1 == PORT_ATTEMPTS or ADDRESS_IN_USE not in error.message:
                     raise
             except BaseException:
-                lifeline.close()
+                registry.stop()
                 raise
             else:
                 return registry
         raise AssertionError("the last attempt returns or raises")
+
+    def _serve(self) -> Program:
+        log = self._state_dir / "registry.log"
+        log.unlink(missing_ok=True)
+        command = [str(self._binary), "serve", str(self._config)]
+        return Program.start("registry", command, self._lifeline, log=log, cwd=self._state_dir)
+
+    def halt(self) -> None:
+        """Go down, as a registry in maintenance does; `resume` brings it back under the same address."""
+        self.program.stop(_STOP_SECONDS)
+
+    def resume(self) -> None:
+        """Come back after `halt`; returns when it answers."""
+        self.program = self._serve()
+        self._wait_ready()
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -109,7 +120,7 @@ class Registry:
 
     def stop(self) -> None:
         """Stop it; returns when it is gone."""
-        self.program.stop(5.0)
+        self.program.stop(_STOP_SECONDS)
         self._lifeline.close()
 
     def __enter__(self) -> Registry:
