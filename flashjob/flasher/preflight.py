@@ -4,7 +4,8 @@
 Rules (tests name them):
 
 1. The device is the one the task names: serial by its eFuse MAC, network by the id it claims (proven before and after
-   by evidence). Otherwise WrongDevice, whatever else is true.
+   by evidence). Otherwise WrongDevice, whatever else is true. (A chip in secure download mode tells no MAC; rule 3
+   refuses it.)
 2. The fetched image is the pinned one: it measures what the target says, its header names the target's chip. A right
    looking manifest around the wrong image is ArtifactInvalid, or WrongChip.
 3. Every rule of firmware_pipeline.compatibility holds, with complete facts.
@@ -45,6 +46,9 @@ REASONS = {
 """How a pipeline reason is called in a task's status; all others are PreflightFailed."""
 
 
+_UNREAD = (PipelineReason.HardwareUnknown, PipelineReason.SlotUnknown)
+
+
 def check_identity(assignment: Assignment, *, mac: str | None = None, ueid: bytes | None = None) -> None:
     """Rule 1, for what is known so far. Raises FlashJobError WrongDevice."""
     if mac is not None and assignment.mac is not None and mac != assignment.mac:
@@ -72,7 +76,7 @@ def check_image(image: bytes, target: Target) -> None:
 def check_hardware(assignment: Assignment, facts: HardwareFacts, config: FirmwareConfig) -> None:
     """Rules 1 and 3. Raises FlashJobError with the first mismatch's reason and all messages."""
     serial = assignment.transport is TransportKind.SERIAL
-    if serial and assignment.mac is not None and facts.mac is None:
+    if serial and assignment.mac is not None and facts.mac is None and not facts.secure_download:
         raise problem(Reason.WRONG_DEVICE, "the chip does not tell its eFuse MAC, so it may be any chip")
     check_identity(assignment, mac=facts.mac)
     options = CheckOptions(
@@ -83,6 +87,8 @@ def check_hardware(assignment: Assignment, facts: HardwareFacts, config: Firmwar
     )
     mismatches = check(facts, config, options=options)
     if mismatches:
+        # What is known to be wrong says more than what could not be read because of it.
+        mismatches.sort(key=lambda mismatch: mismatch.reason in _UNREAD)
         first = mismatches[0]
         reason = REASONS.get(first.reason, Reason.PREFLIGHT_FAILED)
         message = " ".join(mismatch.message for mismatch in mismatches)

@@ -24,8 +24,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+from pydantic import ValidationError
+
 from attestation.device_protocol import Info, Verb
 from firmware_pipeline.config import FirmwareConfig
+from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
 from firmware_pipeline.hardware import HardwareFacts
 from flashjob.errors import FlashJobError
@@ -104,6 +107,9 @@ class Attempt:
             result = self._result(True, verdict.reason, verdict.message)
         except FlashJobError as error:
             result = self._result(False, error.reason, error.message)
+        except (OSError, PipelineError, ValidationError) as error:
+            reason = Reason.INTERNAL_ERROR
+            result = self._result(False, reason.value, f"{type(error).__name__}: {error}. Next: {reason.next_step}")
         except asyncio.CancelledError:
             await self._transport.close()
             with contextlib.suppress(TimeoutError):

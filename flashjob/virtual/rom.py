@@ -14,7 +14,8 @@ is ``00 op len16 chk32 data``, a reply ``01 op len16 val32 data status``; the st
    cable pulled half-way through leaves the old content in what was not reached yet.
 5. FLASH_END and FLASH_DEFL_END with argument 0 leave the loader: the chip boots. The ROM boots with argument 1
    too ("run user code"); the stub then stays.
-6. A secure download mode chip has no stub, no registers, no MD5 and no reading (error 5).
+6. A secure download mode chip has no stub, no registers, no MD5 and no reading: error 5 under no command's code, by
+   which esptool knows that the command is not supported.
 7. A flash that fails answers error 6 and the write can be repeated.
 """
 
@@ -141,7 +142,9 @@ class RomLoader:
         _, op, length, checksum = struct.unpack_from("<BBHI", frame)
         data = frame[8:]
         handler = _HANDLERS.get(op)
-        if handler is None or len(data) != length or (self.fuses.secure_download and op not in _SECURE_DOWNLOAD):
+        if self.fuses.secure_download and op not in _SECURE_DOWNLOAD:
+            return self._error(0, INVALID_MESSAGE)
+        if handler is None or len(data) != length:
             return self._error(op, INVALID_MESSAGE)
         try:
             return handler(self, op, data, checksum)

@@ -281,6 +281,7 @@ class Bench:
         faults: list[Fault] | None = None,
         confirm_seconds: int = 300,
         moves: bool = False,
+        locked_loader: bool = False,
     ) -> VirtualDevice:
         """A device that left the factory with `app`, running."""
         device = VirtualDevice(
@@ -292,6 +293,7 @@ class Bench:
             faults=faults or [],
             confirm_seconds=confirm_seconds,
             moves=moves,
+            locked_loader=locked_loader,
         )
         device.factory_flash(old_app(chip) if app is None else app)
         self.devices.append(device)

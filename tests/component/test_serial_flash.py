@@ -242,6 +242,16 @@ async def test_image_larger_than_its_slot_is_refused_untouched(bench: Bench, tmp
     await runs(device, "1.0.0")
 
 
+@pytest.mark.parametrize("chip", ["esp32s2", "esp32s3", "esp32c3"])
+async def test_a_locked_loader_is_refused_untouched(bench: Bench, tmp_path: Path, chip: str) -> None:
+    device = await bench.device("locked", chip, locked_loader=True)
+    release = push(tmp_path, new_app(chip), chip)
+    result, _ = await bench.flash(device, release)
+    assert (result.ok, result.reason, result.bytes_written) == (False, "SecureBootMismatch", 0), result
+    assert "secure download" in result.message
+    await runs(device, "1.0.0")
+
+
 async def test_cable_pulled_at_30_percent_then_right(bench: Bench, tmp_path: Path) -> None:
     device = await bench.device(faults=[CablePulled(percent=30, replug_seconds=0.1)])
     release = push(tmp_path, new_app("esp32s3"), "esp32s3")
