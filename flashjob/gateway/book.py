@@ -19,24 +19,22 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from attestation import keys
-from attestation.anchors import DeviceAnchor, DeviceState, Floors
-from attestation.errors import Reject
-from attestation.policy import AttestationPolicySpec, RootOfTrust
-from flashjob.api.device import Device
+from attestation.errors import Code, Reject
+from attestation.nonce import SIZE as NONCE_SIZE
+from attestation.verdict import ExactNonce
 from flashjob.api.flashtask import FlashTask, Phase, Report
 from flashjob.cluster.kubeapi import ApiError, KubeApi
 from flashjob.cluster.lease import LABEL_DEVICE_LOCK, DeviceLease, Holder, lease_name
 from flashjob.cluster.reflector import Reflector
-from flashjob.cluster.resources import ATTESTATION_POLICIES, DEVICES, FLASHJOBS, FLASHTASKS, LEASES, PODS, Obj
+from flashjob.cluster.resources import FLASHJOBS, FLASHTASKS, LEASES, PODS, Obj
 from flashjob.errors import FlashJobError
+from flashjob.trust.cluster_store import ClusterTrust
+from flashjob.trust.records import KnownDevice
 from flashjob.wire.gateway import Outcome, Progress
 from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, LABEL_COMPONENT
 from flashjob.wire.reasons import Reason
-from flashjob.wire.target import Measurement as Pinned
-from flashjob.wire.target import Target
 
-from .case import Case, PermitRecord, Subject, as_measurement
+from .case import Case, PermitRecord, Subject
 from .record import at_stage
 from .service import Clock, Conflict, Gathered
 from .tokens import Caller, KeySet, identify
@@ -63,18 +61,6 @@ class JobSeen(NamedTuple):
     deleted: bool
 
 
-class TaskSeen(NamedTuple):
-    """The parts of a task that other rulings rest on."""
-
-    name: str
-    job: str
-    job_uid: str
-    device_id: str
-    device_name: str
-    live: bool
-    target: Target | None
-
-
 def read_pod(obj: Obj) -> PodSeen:
     """Projection of a pod; ValueError where its annotation is not ours."""
     metadata, status = obj["metadata"], obj.get("status") or {}
@@ -88,21 +74,6 @@ def read_job(obj: Obj) -> JobSeen:
     """Projection of a FlashJob."""
     metadata = obj["metadata"]
     return JobSeen(metadata["name"], bool(obj["spec"].get("paused")), bool(metadata.get("deletionTimestamp")))
-
-
-def read_task(obj: Obj) -> TaskSeen:
-    """Projection of a FlashTask; ValueError where it does not follow the model."""
-    task = FlashTask.parse(obj)
-    live = not task.status.phase.final and task.metadata.deletion_timestamp is None
-    spec = task.spec
-    return TaskSeen(
-        task.metadata.name, spec.job.name, spec.job.uid, spec.device.id, spec.device.name, live, spec.target
-    )
-
-
-def read_policy(obj: Obj) -> AttestationPolicySpec:
-    """Projection of an AttestationPolicy; ValueError where it does not follow the model."""
-    return AttestationPolicySpec.model_validate_json(json.dumps(obj.get("spec") or {}))
 
 
 @dataclass(slots=True)
@@ -126,22 +97,16 @@ class CaseBook:
     keys: KeySet | None = None
     _stages: dict[tuple[str, str], tuple[str, float, bool]] = field(default_factory=dict)
     _writes: set[asyncio.Task[None]] = field(default_factory=set)
-    tasks: Reflector[TaskSeen] = field(init=False)
+    trust: ClusterTrust = field(init=False)
     pods: Reflector[PodSeen] = field(init=False)
     jobs: Reflector[JobSeen] = field(init=False)
-    devices: Reflector[Device] = field(init=False)
-    policies: Reflector[AttestationPolicySpec] = field(init=False)
     leases: Reflector[DeviceLease] = field(init=False)
-    _ids: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
-    _tasks_of: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         api, space = self.api, self.namespace
-        self.tasks = Reflector(api, FLASHTASKS, space, project=read_task, on_change=self._index_task)
+        self.trust = ClusterTrust(api, space)
         self.pods = Reflector(api, PODS, space, project=read_pod, label_selector=FLASHER_SELECTOR)
         self.jobs = Reflector(api, FLASHJOBS, space, project=read_job)
-        self.devices = Reflector(api, DEVICES, space, project=Device.parse, on_change=self._index)
-        self.policies = Reflector(api, ATTESTATION_POLICIES, space, project=read_policy)
         self.leases = Reflector(
             api, LEASES, self.operator_namespace, project=DeviceLease.read, label_selector=f"{LABEL_DEVICE_LOCK}=true"
         )
@@ -149,7 +114,7 @@ class CaseBook:
     @property
     def reflectors(self) -> tuple[Reflector[Any], ...]:
         """All caches."""
-        return (self.tasks, self.pods, self.jobs, self.devices, self.policies, self.leases)
+        return (*self.trust.reflectors, self.pods, self.jobs, self.leases)
 
     async def run(self) -> None:
         """Keep the caches until cancelled."""
@@ -190,7 +155,7 @@ class CaseBook:
             raise _stranger(f"pod {caller.pod} with this UID is not running")
         if (task, attempt) not in pod.assignments:
             raise _stranger(f"pod {caller.pod} is not assigned attempt {attempt} of {task}")
-        seen = self.tasks.get(caller.namespace, task)
+        seen = self.trust.tasks.get(caller.namespace, task)
         if seen is None:
             raise _stranger(f"there is no task {task}")
         lease = self.leases.get(self.operator_namespace, lease_name(seen.device_id))
@@ -201,7 +166,7 @@ class CaseBook:
 
     def address(self, caller: Caller, task: str) -> str | None:
         """Where the handler last saw the task's device."""
-        seen = self.tasks.get(caller.namespace, task)
+        seen = self.trust.tasks.get(caller.namespace, task)
         pod = self.pods.get(caller.namespace, caller.pod)
         if (
             seen is None
@@ -210,11 +175,9 @@ class CaseBook:
             or task not in {name for name, _ in pod.assignments}
         ):
             raise _stranger(f"pod {caller.pod} is not assigned to {task}")
-        device = self.devices.get(caller.namespace, seen.device_name)
-        if device is None:
-            return None
-        fixed = device.spec.connection.network.address if device.spec.connection.network else None
-        return fixed or device.status.endpoint or None
+        device = self._device(caller.namespace, seen.device_id)
+        fixed = device.connection.network.address if device.connection.network else None
+        return fixed or device.endpoint or None
 
     # What
 
@@ -271,18 +234,9 @@ class CaseBook:
 
     def _case(self, task: FlashTask, report: Report, attempt: int) -> Case:
         namespace, spec = task.metadata.namespace, task.spec
-        device = self.devices.get(namespace, spec.device.name)
-        if device is None or device.spec.id != spec.device.id:
-            raise _stranger(f"Device {spec.device.name} with id {spec.device.id} is not enrolled")
+        device = self._device(namespace, spec.device.id)
         if spec.target is None:
             raise _stranger(f"{task.metadata.name} has no target")
-        policy = self.policies.get(namespace, device.spec.policy_ref.name)
-        if policy is None:
-            raise FlashJobError(
-                Reason.POLICY_MISSING,
-                f"AttestationPolicy {namespace}/{device.spec.policy_ref.name} is missing or unreadable",
-                Reason.POLICY_MISSING.next_step,
-            )
         lease = self.leases.get(self.operator_namespace, lease_name(spec.device.id))
         verdict = report.verdict
         last = task.status.last_attempt
@@ -301,7 +255,7 @@ class CaseBook:
             before=spec.before,
             safety=spec.safety,
             timeouts=spec.timeouts,
-            subject=self._subject(namespace, device, policy),
+            subject=self._subject(device),
             lease_transitions=lease.transitions if lease else 0,
             permits=tuple(PermitRecord(p.attempt, p.grant_id, p.fence, p.at) for p in report.permits),
             used_nonces=frozenset(report.used_nonces),
@@ -309,59 +263,52 @@ class CaseBook:
             held=self._held(task, device),
         )
 
-    def _held(self, task: FlashTask, device: Device) -> tuple[Reason, str] | None:
+    def _held(self, task: FlashTask, device: KnownDevice) -> tuple[Reason, str] | None:
         job = self.jobs.get(task.metadata.namespace, task.spec.job.name)
         if job is None or job.deleted or task.metadata.deletion_timestamp:
             return Reason.JOB_DELETED, f"job {task.spec.job.name} is gone or going"
         if job.paused:
             return Reason.PAUSED, f"job {job.name} is paused"
-        if device.spec.suspended:
-            return Reason.SUSPENDED, f"Device {device.metadata.name} is suspended"
-        if len(self._ids.get(device.spec.id, ())) > 1:
-            return Reason.IDENTITY_CONFLICT, f"several Devices claim {device.spec.id}"
+        if device.suspended:
+            return Reason.SUSPENDED, f"Device {device.name} is suspended"
+        if device.quarantine:
+            return Reason.QUARANTINED, f"Device {device.name} is in quarantine: {device.quarantine}"
         return None
 
-    def _subject(self, namespace: str, device: Device, policy: AttestationPolicySpec) -> Subject:
-        spec, status = device.spec, device.status
-        anchor: DeviceAnchor | None = None
-        if spec.trust_anchor is not None:
-            try:
-                anchor = DeviceAnchor(
-                    ueid=bytes.fromhex(spec.id),
-                    key=keys.from_cose(spec.trust_anchor.cose_key),
-                    tier=RootOfTrust(spec.root_of_trust),
-                    policy=spec.policy_ref.name,
-                    state=DeviceState.SUSPENDED if spec.suspended else DeviceState.ACTIVE,
-                )
-            except Reject as error:
-                raise _stranger(f"Device {device.metadata.name}: {error}") from error
-        floors = status.floors
-        pinned: list[Pinned] = []
-        for name in self._tasks_of.get((namespace, spec.id), ()):
-            task = self.tasks.get(namespace, name)
-            if task is not None and task.live and task.target:
-                pinned.extend(task.target.measurements)
+    def _device(self, namespace: str, device_id: str) -> KnownDevice:
+        """The enrolled device, in the task's own namespace. Raises FlashJobError."""
+        try:
+            known = self.trust.device(device_id)
+        except Reject as reject:
+            reason = Reason.IDENTITY_CONFLICT if reject.code is Code.STORE_INVALID else Reason.GATEWAY_UNAVAILABLE
+            raise FlashJobError(reason, reject.message, reason.next_step) from reject
+        if known is None or known.namespace != namespace:
+            raise FlashJobError(
+                Reason.DEVICE_NOT_ENROLLED, f"no Device of {namespace} has id {device_id}", "flashjob device enroll"
+            )
+        return known
+
+    def _subject(self, device: KnownDevice) -> Subject:
+        # The context's nonce is not used: each ruling brings its own expectation.
+        try:
+            context = self.trust.context(device.id, ExactNonce(bytes(NONCE_SIZE)), 0)
+        except Reject as reject:
+            reason = Reason.POLICY_MISSING if reject.code is Code.POLICY_INVALID else Reason.EVIDENCE_INVALID
+            raise FlashJobError(reason, reject.message, reason.next_step) from reject
+        if context.policy is None:
+            raise FlashJobError(
+                Reason.POLICY_MISSING,
+                f"AttestationPolicy {device.namespace}/{device.policy} does not exist",
+                Reason.POLICY_MISSING.next_step,
+            )
         return Subject(
-            id=bytes.fromhex(spec.id),
-            device=anchor,
-            policy=policy,
-            confirmed=frozenset(map(as_measurement, status.firmware.measurements if status.firmware else ())),
-            pinned=frozenset(map(as_measurement, pinned)),
-            floors=Floors(floors.security_version, floors.sequence, floors.boot_count) if floors else Floors(),
+            id=bytes.fromhex(device.id),
+            device=context.device,
+            policy=context.policy,
+            confirmed=context.last_confirmed,
+            pinned=context.pinned,
+            floors=context.floors,
         )
-
-    def _index_task(self, key: tuple[str, str], before: TaskSeen | None, after: TaskSeen | None) -> None:
-        namespace, name = key
-        if before is not None:
-            self._tasks_of.get((namespace, before.device_id), set()).discard(name)
-        if after is not None:
-            self._tasks_of.setdefault((namespace, after.device_id), set()).add(name)
-
-    def _index(self, key: tuple[str, str], before: Device | None, after: Device | None) -> None:
-        if before is not None:
-            self._ids.get(before.spec.id, set()).discard(key)
-        if after is not None:
-            self._ids.setdefault(after.spec.id, set()).add(key)
 
 
 def _stranger(why: str) -> FlashJobError:

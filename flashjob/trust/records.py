@@ -66,6 +66,7 @@ class KnownTask:
 
     Args:
         namespace, name, uid: of the FlashTask.
+        job: name of its FlashJob.
         device_id: the device.
         live: rule 2.
         phase: as the operator sees it.
@@ -78,6 +79,7 @@ class KnownTask:
     namespace: str
     name: str
     uid: str
+    job: str
     device_id: str
     live: bool
     phase: Phase
@@ -144,6 +146,7 @@ def read_task(obj: Obj) -> KnownTask:
         namespace=task.metadata.namespace,
         name=task.metadata.name,
         uid=task.metadata.uid,
+        job=task.spec.job.name,
         device_id=task.spec.device.id,
         live=not task.status.phase.final and task.metadata.deletion_timestamp is None,
         phase=task.status.phase,
