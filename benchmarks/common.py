@@ -78,9 +78,13 @@ class Report:
     def bar(self, name: str, value: float, op: Op, limit: float, *, wall_clock: bool = False) -> None:
         """A bar (rules 2 and 3)."""
         value = rounded(value)
-        ok, note = _OPS[op](value, limit), ""
+        ok: bool | None = _OPS[op](value, limit)
+        note = ""
         if wall_clock and self.load >= IDLE_LOAD:
-            ok, note = None, f"not judged: load {self.load:.2f} before the run, absolute times need less than {IDLE_LOAD}"
+            ok, note = (
+                None,
+                f"not judged: load {self.load:.2f} before the run, absolute times need less than {IDLE_LOAD}",
+            )
         self.bars.append(Bar(name, value, op, limit, ok, note))
         said = {True: "holds", False: "BROKEN", None: note}[ok]
         self.say(f"  bar {name}: {value} {op} {limit}: {said}")

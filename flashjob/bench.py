@@ -28,7 +28,7 @@ from firmware_pipeline.store import ArtifactStore
 from flashjob.api.flashtask import Verdict
 from flashjob.errors import FlashJobError
 from flashjob.flasher.fetch import fetch
-from flashjob.flasher.run import Attempt
+from flashjob.flasher.run import Attempt, Listener
 from flashjob.flasher.transports.base import Transport
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
@@ -59,8 +59,10 @@ class Wish:
     baud: int
 
 
-async def flash_one(wish: Wish, console: Console) -> tuple[DeviceResult, Verdict | None]:
-    """Flash and judge one device.
+async def flash_one(
+    wish: Wish, console: Console, listener: Listener = lambda _stage, _done, _total: None
+) -> tuple[DeviceResult, Verdict | None]:
+    """Flash and judge one device; `listener` sees every stage and progress.
 
     Raises:
         FlashJobError, PipelineError, Reject: nothing was begun.
@@ -77,7 +79,7 @@ async def flash_one(wish: Wish, console: Console) -> tuple[DeviceResult, Verdict
             raise
         try:
             with trust.locked(bytes.fromhex(device_id)):
-                return await _flash(wish, trust, transport, device_id, chip, Path(folder), console)
+                return await _flash(wish, trust, transport, device_id, chip, Path(folder), console, listener)
         finally:
             await transport.close()
 
@@ -95,7 +97,14 @@ async def _who(wish: Wish, transport: Transport) -> tuple[str, str]:
 
 
 async def _flash(
-    wish: Wish, trust: TrustDirectory, transport: Transport, device_id: str, chip: str, folder: Path, console: Console
+    wish: Wish,
+    trust: TrustDirectory,
+    transport: Transport,
+    device_id: str,
+    chip: str,
+    folder: Path,
+    console: Console,
+    listener: Listener,
 ) -> tuple[DeviceResult, Verdict | None]:
     entry = trust.device(bytes.fromhex(device_id)) or {}
     anchor = trust.by_ueid(bytes.fromhex(device_id))
@@ -125,7 +134,12 @@ async def _flash(
     judge = BenchJudge(trust, assignment)
     with _bars(console) as bars:
         line = Lines(bars)
-        result = await Attempt(assignment, firmware, transport, judge, line.show).run()
+
+        def show(stage: Stage, done: int, total: int) -> None:
+            line.show(stage, done, total)
+            listener(stage, done, total)
+
+        result = await Attempt(assignment, firmware, transport, judge, show).run()
     return result, judge.verdict
 
 
