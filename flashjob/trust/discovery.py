@@ -166,7 +166,7 @@ class DeviceReports:
         self._dirty: dict[str, None] = {}
         self._written: dict[str, KnownDevice] = {}
         self._wake = asyncio.Event()
-        trust.subscribe(lambda device_id: self._written.pop(device_id, None))
+        trust.subscribe(self._device_changed)
         configurations.reflector.subscribe(self._configurations_changed)
 
     def saw(self, look: Look) -> None:
@@ -211,6 +211,10 @@ class DeviceReports:
                 DEVICES, known.namespace, known.name, patch, field_manager=FIELD_MANAGER
             )
             self._written[look.device_id] = read_device(written)
+
+    def _device_changed(self, device_id: str) -> None:
+        """The cache has caught up with what was written."""
+        self._written.pop(device_id, None)
 
     def _configurations_changed(self, _: Key, old: KnownConfiguration | None, new: KnownConfiguration | None) -> None:
         if any(known is not None and known.details is not None for known in (old, new)):
