@@ -52,7 +52,12 @@ def install(plane: ControlPlane, *, job_namespaces: tuple[str, ...] = ("default"
     apply_manifests(plane, [*everywhere, *crds, sandbox / "rbac.yaml"])
     plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", *(a for p in crds for a in ("-f", str(p))))
     for namespace in job_namespaces:
-        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
-        path = f"/api/v1/namespaces/{namespace}?fieldManager={_MANAGER}"
-        plane.request("PATCH", path, body, "application/apply-patch+yaml")
-        apply_manifests(plane, [path for path in rbac if path.name == _JOB_NAMESPACE], namespace=namespace)
+        apply_job_namespace(plane, namespace)
+
+
+def apply_job_namespace(plane: ControlPlane, namespace: str) -> None:
+    """Create the namespace if needed, and what it needs to hold FlashJobs."""
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+    path = f"/api/v1/namespaces/{namespace}?fieldManager={_MANAGER}"
+    plane.request("PATCH", path, body, "application/apply-patch+yaml")
+    apply_manifests(plane, [path for path in _manifests("rbac") if path.name == _JOB_NAMESPACE], namespace=namespace)

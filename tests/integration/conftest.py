@@ -16,6 +16,8 @@ from flashjob.sandbox.main import ENTRY_POINT, Sandbox
 from flashjob.sandbox.registry import Login
 from flashjob.sandbox.toolchain import BuildProgress, build
 
+from .world import Place, World
+
 POD_PROGRAM = "tests.integration.pod_program"
 
 
@@ -55,3 +57,18 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, control_plane_binary: Path
     nodes, programs_ = ("node-a", "node-b"), (ENTRY_POINT, POD_PROGRAM)
     with Sandbox.up(state_dir, os.environ, nodes=nodes, login=Login(), entry_points=programs_) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, control_plane_binary: Path) -> Iterator[World]:
+    """The whole product on a sandbox of its own."""
+    running = World.up(tmp_path_factory.mktemp("world"), os.environ)
+    yield running
+    running.down()
+
+
+@pytest.fixture
+def place(world: World) -> Iterator[Place]:
+    """A namespace of this test alone."""
+    with world.place() as made:
+        yield made
