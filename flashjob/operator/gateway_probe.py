@@ -25,10 +25,13 @@ class GatewayProbe:
         url: of the gateway, https.
         ca_file: PEM of the CA that signs its certificate; None for the system's.
         on_change: called when the answer changes.
+        seconds: between two questions.
     """
 
-    def __init__(self, url: str, ca_file: Path | None, on_change: Callable[[], None]) -> None:
-        self._url, self._ca_file, self._on_change = url.rstrip("/"), ca_file, on_change
+    def __init__(
+        self, url: str, ca_file: Path | None, on_change: Callable[[], None], seconds: float = PROBE_SECONDS
+    ) -> None:
+        self._url, self._ca_file, self._on_change, self._seconds = url.rstrip("/"), ca_file, on_change, seconds
         self.trouble: Refusal | None = refuse(Reason.GATEWAY_UNREADY, f"{self._url} was not asked yet")
 
     async def run(self) -> None:
@@ -40,7 +43,7 @@ class GatewayProbe:
                 self.trouble = trouble
                 if changed:
                     self._on_change()
-                await asyncio.sleep(PROBE_SECONDS)
+                await asyncio.sleep(self._seconds)
 
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:

@@ -123,7 +123,7 @@ def build_pod(
     if overrides is not None:
         labels = {k: v for k, v in overrides.labels.items() if not k.startswith(_RESERVED)}
         if overrides.tolerations:
-            spec["tolerations"] = [dict(t) for t in overrides.tolerations]
+            spec["tolerations"] = [t.dump() for t in overrides.tolerations]
         if overrides.priority_class_name:
             spec["priorityClassName"] = overrides.priority_class_name
     return {

@@ -1,0 +1,590 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of planning one by one; each test names its module's rule."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashjob.api.device import DeviceStatus
+from flashjob.api.flashjob import Retries
+from flashjob.api.flashtask import FlashTaskStatus, Phase
+from flashjob.planning import connection, lock, names, retries, selection
+from flashjob.planning.admission import admit
+from flashjob.planning.attempts import open_attempt
+from flashjob.planning.clock import micro, seconds, stamp
+from flashjob.planning.device_status import after
+from flashjob.planning.job_status import Line, Situation, finished, render
+from flashjob.planning.outcome import Awaited, Ending, judge
+from flashjob.planning.plan import plan
+from flashjob.planning.progress import AttemptEnds, Ends, Idle, Lost, Runs, assess
+from flashjob.planning.rediscovery import rediscovered
+from flashjob.planning.state import Admission, Device, Instance, Lease, Listing, Pod, Policy, Refusal, Task
+from flashjob.wire.gateway import DeviceResult
+from flashjob.wire.pod import Before, Safety, Timeouts, TransportKind
+from flashjob.wire.reasons import Reason
+from flashjob.wire.target import Measurement
+from tests.unit.planning.model import NEW, READY, T0, TARGET, Model, device, job
+
+GRANT = "0a" * 16
+PERMIT = {"attempt": 1, "grantId": GRANT, "fence": 1, "at": stamp(T0)}
+
+
+def verdict(outcome: str = "Proven", **changes: Any) -> dict[str, Any]:
+    base = {
+        "attempt": 1,
+        "outcome": outcome,
+        "reason": "Proven",
+        "measurement": NEW.dump(),
+        "bootId": GRANT,
+        "rootOfTrust": "SignedBoot",
+        "at": stamp(T0),
+    }
+    return {**base, **changes}
+
+
+def task(status: dict[str, Any] | None = None, **changes: Any) -> Task:
+    made = Task(
+        namespace="farm",
+        name="porch-abc",
+        uid="t",
+        job="porch",
+        job_uid="job-uid",
+        device=device("d0").id,
+        device_name="d0",
+        transport=TransportKind.NETWORK,
+        target=TARGET,
+        before=Before.IDENTITY,
+        timeouts=Timeouts(),
+        safety=Safety(),
+        rediscovery_required=True,
+        status=FlashTaskStatus.parse(status or {}),
+        created_at=T0,
+    )
+    return replace(made, **changes)
+
+
+def reported(outcome: str = "Proven", permits: int = 1, **changes: Any) -> Task:
+    return task({"report": {"permits": [PERMIT][:permits], "verdict": verdict(outcome, **changes)}})
+
+
+def pod(phase: str = "Running", attempt: int = 1, **changes: Any) -> Pod:
+    made = Pod("farm", f"porch-abc-{attempt}", "p", phase, T0, assignments=(("porch-abc", attempt),))
+    return replace(made, **changes)
+
+
+def lease(holder: str = "farm/porch-abc/1", at: float = T0) -> Lease:
+    return Lease("fj-x", ("farm", "d0"), holder, at, 1)
+
+
+def port(name: str = "port-1", **changes: Any) -> Instance:
+    made = Instance("akri", name, "ports", {"UDEV_DEVPATH": "/virtual/d0"}, nodes=("node1",))
+    return replace(made, **changes)
+
+
+def listed(boot_id: str = GRANT, endpoint: str = "h:1", measurement: Measurement = NEW, **changes: Any) -> Instance:
+    told = Listing(device("d0").id, measurement, boot_id, endpoint)
+    return replace(Instance("akri", "app-1", "app", {}, token="t", listing=told), **changes)
+
+
+# --- names, clock
+
+
+@given(st.text("abc-.", min_size=1, max_size=253), st.uuids(), st.binary(min_size=33, max_size=33))
+def test_names_fit_and_differ(name: str, uid: object, device_id: bytes) -> None:
+    made = names.task_name(name, str(uid), device_id.hex())
+    assert len(names.pod_name(made, 100)) <= 253
+    assert made != names.task_name(name, f"{uid}x", device_id.hex())
+    assert len(names.job_label(name)) <= 63
+    holder = names.Holder("farm", made, 7)
+    assert names.Holder.parse(str(holder)) == holder
+
+
+@pytest.mark.parametrize("text", ["", "x", "a/b", "a/b/c", "a/b/-1", "/b/1", "a//1"])
+def test_foreign_holders_are_none(text: str) -> None:
+    assert names.Holder.parse(text) is None
+
+
+@given(st.integers(0, 4_000_000_000))
+def test_stamps_come_back(at: int) -> None:
+    assert seconds(stamp(at)) == at
+    assert seconds(micro(at + 0.25)) == at + 0.25
+
+
+# --- selection
+
+
+@pytest.mark.parametrize(
+    ("selector", "chosen"),
+    [
+        ({"matchLabels": {"site": "berlin"}}, True),
+        ({"matchLabels": {"site": "paris"}}, False),
+        ({"matchExpressions": [{"key": "site", "operator": "In", "values": ["paris", "berlin"]}]}, True),
+        ({"matchExpressions": [{"key": "site", "operator": "NotIn", "values": ["berlin"]}]}, False),
+        ({"matchExpressions": [{"key": "lab", "operator": "NotIn", "values": ["x"]}]}, True),
+        ({"matchExpressions": [{"key": "site", "operator": "Exists"}]}, True),
+        ({"matchExpressions": [{"key": "site", "operator": "DoesNotExist"}]}, False),
+        ({}, False),
+    ],
+)
+def test_selection_rule_2(selector: dict[str, Any], chosen: bool) -> None:
+    found = selection.select(job(devices={"selector": selector}), [device("d0")], [])
+    assert isinstance(found, Refusal) != chosen
+
+
+def test_selection_rules_1_3_4_5() -> None:
+    by_akri = job(devices={"akri": {"configuration": "app"}})
+    here, elsewhere = device("d0"), device("d0", namespace="other")
+    assert selection.select(by_akri, [elsewhere, here], [listed()]) == (here,)
+    for instance in (listed(deleting=True), listed(listing=None), listed(configuration="b")):
+        found = selection.select(by_akri, [here], [instance])
+        assert isinstance(found, Refusal)
+        assert found.reason == Reason.NO_DEVICES
+    nobody = selection.select(by_akri, [], [listed()])
+    assert isinstance(nobody, Refusal)
+    assert nobody.reason == Reason.DEVICE_NOT_ENROLLED
+    by_property = job(devices={"properties": {"ROOM": "7"}})
+    assert selection.select(by_property, [here], [listed(properties={"ROOM": "7", "X": "y"})]) == (here,)
+    assert isinstance(selection.select(by_property, [here], [listed(properties={"ROOM": "8"})]), Refusal)
+
+
+# --- admission
+
+
+def refused_as(found: object) -> str:
+    assert isinstance(found, Refusal)
+    assert "Next:" in found.message
+    return found.reason
+
+
+def test_admission_in_order() -> None:
+    d, j = device("d0"), job()
+    twin = replace(d, name="twin", namespace="other")
+    assert refused_as(admit(j, d, [d, twin], {}, READY)) == "IdentityConflict"
+    assert refused_as(admit(j, d, [d, twin], {d.id: lease()}, READY)) == "IdentityConflict"
+    assert refused_as(admit(j, replace(d, suspended=True), [d], {}, READY)) == "Suspended"
+    held = replace(d, status=DeviceStatus.parse({"quarantine": {"reason": "BootIdMismatch", "since": stamp(T0)}}))
+    assert refused_as(admit(j, held, [held], {}, READY)) == "Quarantined"
+    assert refused_as(admit(j, replace(held, released_at=T0 - 1), [held], {}, READY)) == "Quarantined"
+    assert not isinstance(admit(j, replace(held, released_at=T0 + 1), [held], {}, READY), Refusal)
+    assert refused_as(admit(j, replace(d, policy="none"), [d], {}, READY)) == "PolicyMissing"
+    unmet = replace(READY, policies={"lab": Policy(Refusal("Unsigned", "no. Next: sign"))})
+    assert refused_as(admit(j, d, [d], {}, unmet)) == "Unsigned"
+    assert refused_as(admit(job(transport="Serial"), d, [d], {}, READY)) == "TransportUnsupported"
+    two = replace(READY, targets={"esp32c3": TARGET, "esp32s2": TARGET})
+    assert refused_as(admit(j, d, [d], {}, two)) == "NoMatchingPlatform"
+    assert not isinstance(admit(j, d, [d], {}, READY), Refusal), "an unread chip is left to preflight"
+    bad = Admission(policies=READY.policies, refused_chips={"esp32s3": Refusal("DigestMismatch", "x. Next: y")})
+    assert refused_as(admit(j, d, [d], {}, bad)) == "DigestMismatch"
+
+
+@pytest.mark.parametrize(
+    ("status", "safety", "reason"),
+    [
+        ({"hardware": {"chip": "esp32s3", "slotSize": 1024}}, {}, "ImageTooLarge"),
+        ({"floors": {"securityVersion": 1}}, {}, "SecurityVersionRollback"),
+        ({"floors": {"sequence": 22}}, {}, "Downgrade"),
+        ({"floors": {"sequence": 22}}, {"allowDowngrade": True}, None),
+    ],
+)
+def test_admission_rule_9(status: dict[str, Any], safety: dict[str, Any], reason: str | None) -> None:
+    d = device("d0", status=DeviceStatus.parse(status))
+    found = admit(job(safety=safety), d, [d], {}, READY)
+    assert (found.reason if isinstance(found, Refusal) else None) == reason
+
+
+# --- connection
+
+
+def test_connection_rule_2() -> None:
+    serial = device("d0", network=False, serial_match={"UDEV_DEVPATH": "/virtual/d0"})
+
+    def reason(*ports: Instance) -> str:
+        found = connection.connect(TransportKind.SERIAL, serial, ports)
+        return found.reason if isinstance(found, Refusal) else f"{found.instance}@{found.node}"
+
+    assert reason(port()) == "port-1@node1"
+    assert reason() == "PortNotFound"
+    assert reason(port(deleting=True)) == "PortNotFound"
+    assert reason(port(token="t")) == "PortNotFound"
+    assert reason(port(nodes=())) == "PortNotFound"
+    assert reason(port(properties={"UDEV_DEVPATH": "/virtual/d1"})) == "PortNotFound"
+    assert reason(port(), port("port-2")) == "PortAmbiguous"
+    unmatched = connection.connect(TransportKind.SERIAL, device("d0", serial_match={}), [port()])
+    assert refused_as(unmatched) == "PortNotFound", "an empty match is no match"
+
+
+def test_connection_rules_1_3_4() -> None:
+    both = device("d0", serial_match={"a": "b"})
+    assert connection.kind("Auto", both) is TransportKind.SERIAL
+    assert connection.kind("Network", both) is TransportKind.NETWORK
+    silent = device("d0", address="")
+    assert refused_as(connection.connect(TransportKind.NETWORK, silent, [])) == "DeviceUnreachable"
+    seen = replace(silent, status=DeviceStatus.parse({"endpoint": "10.0.0.1:80"}))
+    where = connection.connect(TransportKind.NETWORK, seen, [])
+    assert isinstance(where, connection.Connection)
+    assert where.address == "10.0.0.1:80"
+    broker = Pod("x", "broker", "u", "Running", T0, claims=("app-1",))
+    assert connection.used_by(seen, where, [listed()], [broker, pod()]) == broker
+    assert connection.used_by(seen, where, [listed()], [replace(broker, phase="Succeeded")]) is None
+    assert connection.used_by(seen, where, [listed()], [replace(broker, claims=("app-2",))]) is None
+
+
+# --- attempts and lock
+
+
+def test_attempts() -> None:
+    assert open_attempt(task(), [], None) is None
+    assert open_attempt(task(), [], lease("farm/other/1")) is None
+    begun = open_attempt(task(), [], lease())
+    assert begun is not None
+    assert (begun.number, begun.unseen) == (1, False)
+    lost = open_attempt(task({"report": {"permits": [PERMIT]}}), [], None)
+    assert lost is not None
+    assert lost.unseen
+    over = {"lastAttempt": {"attempt": 1, "reason": "PodLost", "endedAt": stamp(T0)}}
+    assert open_attempt(task(over), [pod()], lease()) is None
+    second = open_attempt(task(over), [pod(), pod(attempt=2)], lease())
+    assert second is not None
+    assert second.number == 2
+
+
+def held(found: lock.Held | None) -> bool:
+    return found is not None
+
+
+def test_lock() -> None:
+    mine, d = task(), device("d0")
+    other = task(name="other", uid="o", job_uid="x")
+    tasks = {mine.key: mine, other.key: other}
+    theirs = lease("farm/other/1")
+
+    def check(
+        lease_: Lease | None,
+        other_: Task | None = other,
+        *pods: Pod,
+        device_: Device = d,
+        now: float = T0 + 1,
+    ) -> bool:
+        known = {mine.key: mine} if other_ is None else {**tasks, other_.key: other_}
+        return held(lock.check(mine, device_, lease_, known, pods, now))
+
+    assert not check(None), "rule 1"
+    assert not check(lease("")), "rule 1"
+    final = replace(other, status=FlashTaskStatus.parse({"phase": "Failed"}))
+    assert not check(theirs, final), "rule 2"
+    assert not check(lease()), "rule 3"
+    over = replace(
+        other,
+        status=FlashTaskStatus.parse({"lastAttempt": {"attempt": 1, "reason": "PodLost", "endedAt": stamp(T0)}}),
+    )
+    assert not check(theirs, over), "rule 4, on record"
+    assert check(theirs), "rule 4, it may be about to start"
+    assert not check(theirs, now=T0 + 61), "rule 4, it did not"
+    their_pod = pod(assignments=(("other", 1),))
+    assert check(theirs, other, their_pod, now=T0 + 61)
+    permitted = replace(other, status=FlashTaskStatus.parse({"report": {"permits": [PERMIT]}}))
+    assert check(theirs, permitted, now=T0 + 10_000), "a task that is there says itself when it is over"
+    outcome = {"task": "other", "phase": "Failed", "reason": "JobDeleted", "at": stamp(T0)}
+    remembered = replace(d, status=DeviceStatus.parse({"outcomes": [outcome]}))
+    assert not check(theirs, None, device_=remembered), "rule 5"
+    assert check(theirs, None, their_pod, now=T0 + 10_000), "rule 6"
+    assert not check(theirs, None, replace(their_pod, phase="Failed")), "rule 6"
+    assert check(theirs, None, now=T0 + 700), "rule 7"
+    assert not check(theirs, None, now=T0 + 781), "rule 7"
+    assert check(lease("somebody"), now=T0 + 10_000), "rule 8"
+
+
+# --- retries
+
+
+@pytest.mark.parametrize("reason", [r for r in Reason if r in retries.RETRIED])
+def test_what_is_retried_is_no_refusal(reason: Reason) -> None:
+    assert retries.retried(reason)
+    assert not retries.refusal(reason)
+
+
+@pytest.mark.parametrize(
+    "code", ["MeasurementMismatch", "WrongDevice", "Unsigned", "PolicyRejected", "EvidenceReplayed", "NobodyKnowsThis"]
+)
+def test_what_is_never_retried(code: str) -> None:
+    assert not retries.retried(code)
+
+
+def test_backoff_doubles_up_to_an_hour() -> None:
+    rule = Retries(limit=2, backoff_seconds=30)
+    assert [retries.next_start(n, 0, rule) for n in (1, 2, 3, 50)] == [30, 60, 120, 3600]
+    assert [retries.attempts_left(n, rule) for n in (1, 2, 3)] == [True, True, False]
+
+
+# --- rediscovery
+
+
+def test_rediscovery() -> None:
+    def found(*instances: Instance) -> bool:
+        return rediscovered(device("d0").id, TARGET, GRANT, instances)
+
+    assert found(listed())
+    assert found(listed(), listed(name="app-2", configuration="b"))
+    assert not found()
+    assert not found(listed(deleting=True)), "rule 1"
+    assert not found(listed(listing=None)), "rule 1"
+    assert not found(listed(boot_id="0b" * 16)), "rule 1"
+    assert not found(listed(measurement=Measurement(scheme="esp-image", alg=-16, value="33" * 32))), "rule 1"
+    assert not found(listed(), listed(boot_id="0b" * 16, deleting=True)), "rule 2"
+    assert not found(listed(), listed(endpoint="relay:1")), "rule 2"
+
+
+# --- outcome
+
+
+@pytest.mark.parametrize(
+    ("judged", "found", "phase", "reason", "confirmed"),
+    [
+        (reported(), True, Phase.SUCCEEDED, "Proven", True),
+        (reported("BelowPolicy"), False, Phase.UNPROVEN, "RootOfTrustTooLow", True),
+        (reported("BelowPolicy", permits=0, bootId="0b" * 16), False, Phase.UNPROVEN, "RootOfTrustTooLow", True),
+        (reported("AlreadyRunning", permits=0, bootId="0b" * 16), False, Phase.SKIPPED, "AlreadyRunning", True),
+        (reported("AlreadyRunning"), True, Phase.FAILED, "BootIdMismatch", False),
+        (reported(bootId="0b" * 16), True, Phase.FAILED, "BootIdMismatch", False),
+        (reported("BelowPolicy", bootId="0b" * 16), True, Phase.FAILED, "BootIdMismatch", False),
+        (reported(permits=0), True, Phase.FAILED, "BootIdMismatch", False),
+        (reported(bootId=None), True, Phase.FAILED, "BootIdMismatch", False),
+        (reported(measurement=None), True, Phase.FAILED, "MeasurementMismatch", False),
+        (
+            reported(measurement={"scheme": "esp-image", "alg": -16, "value": "33" * 32}),
+            True,
+            Phase.FAILED,
+            "MeasurementMismatch",
+            False,
+        ),
+        (reported("Rejected", reason="PolicyRejected", code="dice.mode"), True, Phase.FAILED, "PolicyRejected", False),
+        (reported("Rejected", permits=0, reason="WrongDevice"), True, Phase.REJECTED, "WrongDevice", False),
+    ],
+)
+def test_outcome(judged: Task, found: bool, phase: Phase, reason: str, confirmed: bool) -> None:
+    assert judged.status.report is not None
+    assert judged.status.report.verdict is not None
+    ending = judge(judged, judged.status.report.verdict, found, T0 + 1)
+    assert isinstance(ending, Ending)
+    expected = Phase.REJECTED if phase is Phase.FAILED and not judged.status.report.permits else phase
+    assert (ending.phase, ending.reason, ending.confirmed) == (expected, reason, confirmed)
+    assert ending.message
+
+
+def test_outcome_rule_3() -> None:
+    waiting = reported()
+    assert waiting.status.report is not None
+    assert waiting.status.report.verdict is not None
+    found = judge(waiting, waiting.status.report.verdict, False, T0 + 119)
+    assert found == Awaited(T0 + 120)
+    late = judge(waiting, waiting.status.report.verdict, False, T0 + 120)
+    assert isinstance(late, Ending)
+    assert (late.phase, late.reason, late.confirmed) == (Phase.FAILED, "RediscoveryTimeout", True)
+    skip = judge(replace(waiting, rediscovery_required=False), waiting.status.report.verdict, False, T0)
+    assert isinstance(skip, Ending)
+    assert skip.phase is Phase.SUCCEEDED
+
+
+# --- progress
+
+
+def step(of: Task, *pods: Pod, at: float = T0, held_by: Lease | None = None) -> object:
+    return assess(of, open_attempt(of, pods, held_by), False, Retries(limit=1, backoff_seconds=1), at)
+
+
+def test_a_lost_pod_is_unknown_until_it_can_write_no_more() -> None:
+    lost = task({"report": {"permits": [PERMIT]}})
+    found = step(lost, at=T0 + 100, held_by=lease())
+    assert found == Lost(T0 + 300 + 120 + 300 + 60)
+    ended = step(lost, at=T0 + 781, held_by=lease())
+    assert isinstance(ended, AttemptEnds)
+    assert ended.reason == "PodLost"
+
+
+def test_exit_codes_and_results_are_no_success() -> None:
+    done = {"task": "porch-abc", "attempt": 1, "stage": "Confirming", "ok": True, "reason": "Proven", "seconds": {}}
+    ended = pod("Succeeded", finished_at=T0, results=(DeviceResult.parse(done),))
+    assert isinstance(step(task(), ended, at=T0 + 14), Runs), "its verdict may still be on its way"
+    found = step(task(), ended, at=T0 + 15)
+    assert isinstance(found, AttemptEnds)
+    assert found.reason == "PodFailed"
+    assert "proves nothing" in found.message
+
+
+def test_start_timeout_lost_node_and_exhaustion() -> None:
+    assert isinstance(step(task(), pod(), at=T0 + 419), Runs)
+    found = step(task(), pod("Pending", trouble="Unschedulable: no node"), at=T0 + 420)
+    assert isinstance(found, AttemptEnds)
+    assert found.reason == "StartTimeout"
+    assert "Unschedulable" in found.message
+    second = step(task(), pod("Pending", attempt=2), at=T0 + 420)
+    assert isinstance(second, Ends)
+    assert (second.ending.phase, second.ending.reason) == (Phase.FAILED, "StartTimeout")
+    permitted = task({"report": {"permits": [PERMIT]}})
+    assert isinstance(step(permitted, pod(), at=T0 + 1199), Runs)
+    gone = step(permitted, pod(), at=T0 + 1200)
+    assert isinstance(gone, AttemptEnds)
+    assert gone.reason == "PodLost"
+
+
+def test_a_slow_pod_says_why() -> None:
+    found = step(task(), pod("Pending", trouble="ImagePullBackOff"), at=T0 + 12)
+    assert isinstance(found, Runs)
+    assert found.waiting is not None
+    assert found.waiting.reason == "PodPending"
+    assert "ImagePullBackOff" in found.waiting.message
+
+
+def test_an_older_rejection_does_not_end_a_newer_attempt() -> None:
+    old = reported("Rejected", reason="ConfirmTimeout")
+    assert isinstance(step(old, pod(attempt=2), at=T0 + 20), Runs)
+    over = {"attempt": 1, "reason": "ConfirmTimeout", "endedAt": stamp(T0)}
+    between = replace(old, status=FlashTaskStatus.parse({**old.status.dump(), "lastAttempt": over}))
+    assert step(between, at=T0 + 20) == Idle(None)
+
+
+def test_a_task_made_to_be_refused_ends_so() -> None:
+    made = task(target=None, refusal=Refusal("Quarantined", "m"))
+    found = step(made)
+    assert isinstance(found, Ends)
+    assert found.ending.phase is Phase.QUARANTINED
+    without = step(task(target=None))
+    assert isinstance(without, Ends)
+    assert without.ending.phase is Phase.REJECTED
+
+
+# --- plan: what no single rule shows
+
+
+def running(model: Model) -> Pod:
+    for _ in range(3):
+        for write in model.writes(plan(model.state(), model.now)):
+            write()
+    (made,) = model.live()
+    return made
+
+
+def rounds(model: Model, count: int = 2) -> None:
+    for _ in range(count):
+        for write in model.writes(plan(model.state(), model.now)):
+            write()
+
+
+def test_no_second_writer_while_a_lost_one_may_write() -> None:
+    d = device("d0")
+    model = Model(job(), {d.id: d})
+    first = running(model)
+    model.permit(first)
+    model.vanish(first)
+    rounds(model)
+    (lost,) = model.tasks.values()
+    assert lost.status.phase is Phase.UNKNOWN
+    assert lost.status.waiting is not None
+    model.pass_time(29)
+    rounds(model)
+    assert model.live() == []
+    model.pass_time(110)
+    rounds(model)
+    model.pass_time(3)
+    rounds(model)
+    (second,) = model.live()
+    assert second.assignments[0][1] == 2
+
+
+def test_no_second_pod_before_the_first_has_ended() -> None:
+    d = device("d0")
+    model = Model(job(), {d.id: d})
+    first = running(model)
+    model.pass_time(41)
+    rounds(model)
+    assert model.pods[first.name].deleting
+    model.pass_time(10)
+    rounds(model)
+    assert [p.name for p in model.live()] == [first.name]
+    model.reap()
+    rounds(model)
+    assert [p.assignments[0][1] for p in model.live()] == [2]
+
+
+def test_a_lowered_limit_stops_nobody() -> None:
+    made = [device(f"d{n}") for n in range(3)]
+    model = Model(job(strategy={"maxInFlight": 3}), {d.id: d for d in made})
+    rounds(model, 3)
+    assert len(model.live()) == 3
+    model.job = replace(model.job, spec=job(strategy={"maxInFlight": 1}).spec)
+    decisions = plan(model.state(), model.now)
+    assert decisions.delete_pods == ()
+    assert decisions.starts == ()
+
+
+def test_a_deleted_task_is_never_a_success() -> None:
+    d = device("d0")
+    model = Model(job(), {d.id: d})
+    running(model)
+    model.tasks.clear()
+    model.pods.clear()
+    rounds(model)
+    assert finished(model.job.status)
+    assert model.job.status.phase == "Failed"
+    assert {c.reason for c in model.job.status.conditions if c.type == "Failed"} == {"TaskMissing"}
+
+
+# --- status of device and job
+
+
+def test_device_status() -> None:
+    d, judged = device("d0"), reported(secureVersion=2, bootCount=5)
+    ending = Ending(Phase.SUCCEEDED, "Proven", "m", True)
+    patch = after(d, judged, ending, 1, None, T0)
+    assert patch is not None
+    assert patch["firmware"]["bootId"] == GRANT
+    assert patch["floors"] == {"securityVersion": 2, "sequence": 21, "bootCount": 5}
+    written = replace(d, status=DeviceStatus.parse(patch))
+    assert after(written, judged, ending, 1, None, T0 + 9) is None, "rule 7"
+    higher = replace(d, status=DeviceStatus.parse({"floors": {"securityVersion": 9, "sequence": 99, "bootCount": 9}}))
+    kept = after(higher, judged, ending, 1, None, T0)
+    assert kept is not None
+    assert kept["floors"] == {"securityVersion": 9, "sequence": 99, "bootCount": 9}, "rule 2"
+    failed = Ending(Phase.FAILED, "MeasurementMismatch", "m")
+    assert set(after(d, judged, failed, 1, None, T0) or {}) == {"outcomes"}
+    assert after(d, judged, failed, 0, None, T0) is None, "rule 1"
+    liar = after(d, judged, Ending(Phase.FAILED, "BootIdMismatch", "m"), 1, None, T0)
+    assert liar is not None
+    assert liar["quarantine"]["task"] == "porch-abc", "rule 5"
+
+
+def line(n: int, phase: Phase, reason: str = "Proven") -> Line:
+    return Line(f"d{n:03}", f"t{n:03}", phase, reason, f"because {n}", running=not phase.final)
+
+
+@pytest.mark.parametrize(
+    ("phases", "phase", "succeeded", "failed", "reason"),
+    [
+        ([Phase.SUCCEEDED, Phase.SKIPPED], "Succeeded", "True", "False", "AllProven"),
+        ([Phase.SUCCEEDED, Phase.UNPROVEN], "Unproven", "False", "False", "SomeUnproven"),
+        ([Phase.UNPROVEN, Phase.FAILED], "Failed", "False", "True", "PortSilent"),
+        ([Phase.SUCCEEDED, Phase.STARTING], "Running", "False", "False", "InProgress"),
+    ],
+)
+def test_job_status(phases: list[Phase], phase: str, succeeded: str, failed: str, reason: str) -> None:
+    lines = [line(n, p, "PortSilent" if p is Phase.FAILED else "Proven") for n, p in enumerate(phases)]
+    status = render(job(), Situation(READY, len(lines), None, None, lines), T0)
+    by = {c.type: c for c in status.conditions}
+    assert status.phase == phase
+    assert by["Succeeded"].status == succeeded
+    assert by["Failed"].status == failed
+    assert by["Finished"].reason == reason
+    assert by["Stalled"].status == ("True" if phase in ("Unproven", "Failed") else "False")
+
+
+def test_job_status_is_stable_and_bounded() -> None:
+    lines = [line(n, Phase.FAILED, "PortSilent") for n in range(80)]
+    situation = Situation(READY, 80, None, None, lines)
+    first = render(job(), situation, T0)
+    assert len(first.failures) == 50
+    assert first.failures[0].device == "d000"
+    again = render(replace(job(), status=first), situation, T0 + 500)
+    assert again == first
