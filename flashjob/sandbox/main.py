@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ _AGENT_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 _SOCKET_PATH_LIMIT: Final = 100
 _STOP_SECONDS: Final = 8.0
+_ORPHAN_GRACE_SECONDS: Final = 2.0
 
 
 class Sandbox:
@@ -49,7 +49,6 @@ class Sandbox:
         self._environ = environ
         self._programs: list[Program] = []
         self._akri_directories: dict[str, Path] = {}
-        self._temporary: list[Path] = []
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -107,13 +106,15 @@ class Sandbox:
         logs = ["--serving-certificate", str(certificate), "--serving-key", str(key), "--client-ca", str(self.plane.ca)]
         arguments = ["--kubeconfig", str(kubeconfig), "--name", node, "--root", str(root), *logs, *allowed]
         self.spawn(f"node-agent-{node}", [sys.executable, "-m", "flashjob.sandbox.node", *arguments])
-        directory = self.state_dir.resolve() / "akri" / node
+        directory, temporary = self.state_dir.resolve() / "akri" / node, list[str]()
         if len(str(directory / SOCKET_NAME)) > _SOCKET_PATH_LIMIT:
             directory = Path(tempfile.mkdtemp(prefix="flashjob-akri-"))
-            self._temporary.append(directory)
+            temporary = ["--temporary"]
         self._akri_directories[node] = directory
         arguments = ["--kubeconfig", str(self.identity("akri-agent")), "--node", node, "--directory", str(directory)]
-        self.spawn(f"akri-agent-{node}", [sys.executable, "-m", "flashjob.sandbox.akri", *arguments])
+        command = [sys.executable, "-m", "flashjob.sandbox.akri", *arguments, *temporary]
+        # It deletes a temporary directory even when this process is killed.
+        self.spawn(f"akri-agent-{node}", command, orphan_grace_seconds=_ORPHAN_GRACE_SECONDS)
 
     def _wait_for_node(self, node: str) -> None:
         """Ready: the node is schedulable and its Akri agent takes registrations."""
@@ -147,14 +148,30 @@ class Sandbox:
         """Where discovery handlers of a node find the registration socket and make their own."""
         return self._akri_directories[node]
 
-    def spawn(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Program:
-        """Start a further program that lives no longer than the sandbox; `env` is added to the environment."""
+    def spawn(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        orphan_grace_seconds: float = 0.0,
+    ) -> Program:
+        """Start a further program that lives no longer than the sandbox.
+
+        Args:
+            name: names the log.
+            command: what to run.
+            env: added to the sandbox's environment.
+            orphan_grace_seconds: from SIGTERM to SIGKILL when this process is killed; 0 kills at once.
+        """
         log = self.log_directory / f"{name}.log"
         log.unlink(missing_ok=True)
         # The programs must find the very package that starts them, installed or not.
         python_path = os.pathsep.join([_PACKAGE_ROOT, *filter(None, [self._environ.get("PYTHONPATH")])])
         full = {**self._environ, "PYTHONPATH": python_path, **(env or {})}
-        program = Program.start(name, command, self.plane.lifeline, log=log, env=full)
+        program = Program.start(
+            name, command, self.plane.lifeline, log=log, env=full, orphan_grace_seconds=orphan_grace_seconds
+        )
         self._programs.append(program)
         return program
 
@@ -178,8 +195,6 @@ class Sandbox:
             program.stop(_STOP_SECONDS)
         self.registry.stop()
         self.plane.stop()
-        for directory in self._temporary:
-            shutil.rmtree(directory, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
             self._lock = None

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,10 +54,10 @@ STUBBORN: dict[str, Any] = {
 
 
 @contextmanager
-def running_starter(state_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running_starter(state_dir: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, str(state_dir), json.dumps(STUBBORN)],
-        env={**os.environ, "PYTHONPATH": ROOT},
+        env={**os.environ, "PYTHONPATH": ROOT, **environ},
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -73,11 +75,17 @@ def running_starter(state_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_however_it_ends(control_plane_binary: Path, tmp_path: Path, number: signal.Signals) -> None:
-    state_dir = tmp_path / "state"
-    with running_starter(state_dir) as starter:
-        starter.send_signal(number)
-        starter.wait(30)
-        wait_until_none(state_dir)
+    state_dir = tmp_path / ("a-long-name" * 8)  # no room for a socket's path: its directory is a temporary one
+    temporary = Path(tempfile.mkdtemp(prefix="f", dir="/tmp"))
+    try:
+        with running_starter(state_dir, TMPDIR=str(temporary)) as starter:
+            assert len(list(temporary.iterdir())) == 1
+            starter.send_signal(number)
+            starter.wait(30)
+            wait_until_none(state_dir)
+            assert list(temporary.iterdir()) == []
+    finally:
+        shutil.rmtree(temporary)
 
 
 def test_one_sandbox_per_state_directory_and_a_new_one_takes_over(control_plane_binary: Path, tmp_path: Path) -> None:
