@@ -8,8 +8,9 @@ Rules (tests name them):
 1. Before the permit nothing is written; a refusal lets the application run again and reports 0 bytes.
 2. A device that already runs the target's measurement asks for its permit before the loader is entered: if nothing is
    to be written it is not even reset. Its claim only orders the questions; the judge decides by evidence.
-3. Silence before the write fails the attempt, unless an earlier attempt of this task had a permit: then serial goes on
-   by chip and eFuse MAC alone, and a network device is given time for its own rollback (SilentAfterWrite).
+3. Silence before the write fails the attempt, unless an earlier attempt of this task had a permit. Then a network
+   device is given time for its own rollback (SilentAfterWrite). A serial one may wait in its loader because its writer
+   died before the reset: it is reset once; still silent, the attempt goes on by chip and eFuse MAC alone.
 4. A permit that the device forgot is asked for again, at most three times an attempt.
 5. Every wait has a bound from the assignment's timeouts, and every bound a reason.
 6. An answer to the confirm grant that was lost is asked for again with the same grant: the device answers equally.
@@ -155,19 +156,29 @@ class Attempt:
         if task.before is Before.NONE and not task.permitted_before:
             return None, None
         try:
-            patience = task.timeouts.boot_seconds if task.permitted_before else task.timeouts.attest_seconds
-            info = await transport.info(patience)
-            preflight.check_identity(task, ueid=info.ueid)
-            nonce = await self._judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.BEFORE))
-            async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
-                return info, await transport.evidence(nonce.nonce)
+            return await self._identify()
         except FlashJobError as error:
-            silent = error.reason in _SILENT
-            if not (silent and (task.permitted_before or task.before is Before.NONE)):
+            if error.reason not in _SILENT or not (task.permitted_before or task.before is Before.NONE):
                 raise
             if transport.kind == "network":
                 raise problem(Reason.SILENT_AFTER_WRITE, error.message) from error
+        try:
+            await self._preflight()
+            await transport.abandon()
+            return await self._identify()
+        except FlashJobError as error:
+            if error.reason not in _SILENT:
+                raise
             return None, None
+
+    async def _identify(self) -> tuple[Info, bytes]:
+        task, transport = self._task, self._transport
+        patience = task.timeouts.boot_seconds if task.permitted_before else task.timeouts.attest_seconds
+        info = await transport.info(patience)
+        preflight.check_identity(task, ueid=info.ueid)
+        nonce = await self._judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.BEFORE))
+        async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
+            return info, await transport.evidence(nonce.nonce)
 
     async def _preflight(self) -> None:
         offset = self._firmware.config.partition_table_offset

@@ -268,29 +268,31 @@ async def test_cable_pulled_at_30_percent_then_right(bench: Bench, tmp_path: Pat
     assert device.flash.regions["ota_1"].installs == 2
 
 
-async def test_second_attempt_finds_the_first_ones_installation(bench: Bench, tmp_path: Path) -> None:
-    """The pod died after the write: nothing is written again."""
+@pytest.mark.parametrize("last", [Stage.REBOOTING, Stage.ATTESTING])
+async def test_second_attempt_finds_the_first_ones_installation(bench: Bench, tmp_path: Path, last: Stage) -> None:
+    """The pod died after the write, before or after the reset: nothing is written again."""
     device = await bench.device()
     release = push(tmp_path, new_app("esp32s3"), "esp32s3")
     task = assignment(device, release.target)
     judge = BenchJudge(device, task)
     firmware = fetch(open_release(release), release.target, bench.work)
     assert device.port is not None
-    rebooting = asyncio.Event()
+    reached = asyncio.Event()
     transport = SerialTransport(str(device.port.link), bench.work)
 
     def listen(stage: Stage, _done: int, _total: int) -> None:
-        if stage is Stage.REBOOTING:
-            rebooting.set()
+        if stage is last:
+            reached.set()
 
     attempt = asyncio.create_task(Attempt(task, firmware, transport, judge, listen).run())
-    await rebooting.wait()
+    await reached.wait()
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt
     assert judge.results[-1].reason == "Stopped"
     judge.next_attempt()
-    again = assignment(device, release.target, attempt=2)
+    quick = QUICK.model_copy(update={"boot_seconds": 2})
+    again = assignment(device, release.target, attempt=2, timeouts=quick)
     result, judge = await bench.flash(device, release, task=again, judge=judge)
     assert (result.ok, result.bytes_written) == (True, 0), result
     assert judge.outcome is Outcome.PROVEN
