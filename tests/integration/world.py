@@ -320,17 +320,21 @@ class Place:
 
     def tasks(self, job: str) -> dict[str, Obj]:
         """The job's FlashTasks by the short name of their device."""
-        listed = json.loads(self.kubectl("get", "flashtasks", "-o", "json"))["items"]
-        own = [task for task in listed if task["spec"]["job"]["name"] == job]
+        own = [task for task in self.items("flashtasks") if task["spec"]["job"]["name"] == job]
         return {task["spec"]["device"]["name"].removeprefix(f"{self.namespace}-"): task for task in own}
+
+    def items(self, kind: str, selector: str = "") -> list[Obj]:
+        """All objects of a kind now."""
+        found: list[Obj] = json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
+        return found
 
     def story(self) -> str:
         """All that helps to understand why something did not come."""
         parts = [self.kubectl("get", "flashjobs,flashtasks,pods,instances.akri.sh", "-o", "wide")]
         for kind in ("flashjobs", "flashtasks"):
-            for item in json.loads(self.kubectl("get", kind, "-o", "json"))["items"]:
+            for item in self.items(kind):
                 parts.append(f"{kind} {item['metadata']['name']}: {json.dumps(item.get('status', {}))[:3000]}")
-        for pod in json.loads(self.kubectl("get", "pods", "-o", "json"))["items"]:
+        for pod in self.items("pods"):
             try:
                 parts.append(self.kubectl("logs", pod["metadata"]["name"], "--tail=15"))
             except FlashJobError as error:
