@@ -25,6 +25,7 @@ from flashjob.virtual.profile import Tier
 MAKER_SECRET: Final = "demo maker"
 APP_A: Final = "porch-sensor"
 APP_B: Final = "cellar-sensor"
+FACTORY_VERSION: Final = "1.0.0"
 APP_OFFSET: Final = 0x20000
 _PAYLOAD_BYTES: Final = 300 * 1024
 
@@ -123,22 +124,31 @@ class Materials:
         return found
 
     def policy(self, name: str, chips: Iterable[str]) -> dict[str, Any]:
-        """The spec of an AttestationPolicy for these chips; see this module's docstring."""
+        """The spec of an AttestationPolicy for these chips: see this module's docstring.
+
+        It names the measurement of what the factory installed; all later ones become acceptable by being confirmed.
+        """
         bootloaders = [
             {"alg": m.alg, "value": m.value.hex()}
             for chip in sorted(set(chips))
             for m in measure(builder.build_bootloader(chip))
         ]
         trusted = secure_boot.key_digest(secure_boot.maker_key(MAKER_SECRET.encode()).public_key())
+        factory = [
+            {"alg": m.alg, "value": m.value.hex()}
+            for chip in sorted(set(chips))
+            for m in measure(self.image(chip, APP_A, FACTORY_VERSION).read_bytes())
+        ]
         signer = {"name": "ci", "publicKey": self.public("signer").read_text()}
         return {
             "bootloader": {"measurements": bootloaders},
+            "application": {"measurements": factory},
             "authorityHashes": [hashlib.sha512(trusted).hexdigest(), hashlib.sha256(trusted).hexdigest()],
             "minRootOfTrust": "SelfReported" if name == "bench" else "SignedBoot",
             "requiredSigners": {"keys": [signer], "threshold": 1},
         }
 
-    def fleet(self, devices: Iterable[DemoDevice], directory: Path, *, version: str = "1.0.0") -> dict[str, Any]:
+    def fleet(self, devices: Iterable[DemoDevice], directory: Path, *, version: str = FACTORY_VERSION) -> dict[str, Any]:
         """The spec of a fleet whose devices leave the factory with application A."""
         return {
             "directory": str(directory),
