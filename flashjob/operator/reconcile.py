@@ -148,12 +148,11 @@ class Controller:
     async def _look_again(self, state: State, leases: dict[str, Lease]) -> list[Pod]:
         """Rule 3."""
         found: list[Pod] = []
+        by_task = state.pods_by_task()
         for task in state.own_tasks():
             if task.status.phase.final:
                 continue
-            pods = [
-                p for p in state.pods if p.namespace == task.namespace and any(t == task.name for t, _ in p.assignments)
-            ]
+            pods = by_task.get(task.key, ())
             attempt = open_attempt(task, pods, leases.get(task.device))
             if attempt is None or not attempt.unseen:
                 continue

@@ -15,7 +15,7 @@
 Rules 2 and 3 are asked again before each attempt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flashjob.wire.pod import TransportKind
@@ -25,7 +25,7 @@ from flashjob.wire.target import Target
 from . import connection
 from .clock import seconds
 from .messages import refuse
-from .state import Admission, Device, Job, Lease, Refusal
+from .state import Admission, Device, Job, Key, Lease, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,32 @@ def withheld(device: Device) -> Refusal | None:
     return None
 
 
-def conflict(device: Device, devices: Sequence[Device], leases: Mapping[str, Lease]) -> Refusal | None:
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """All Devices of all namespaces, indexed."""
+
+    by_id: Mapping[str, Sequence[Device]]
+    keys: frozenset[Key]
+
+    @classmethod
+    def of(cls, devices: Iterable[Device]) -> "Enrolment":
+        """Index them."""
+        by_id: dict[str, list[Device]] = {}
+        for device in devices:
+            by_id.setdefault(device.id, []).append(device)
+        return cls(by_id, frozenset((d.namespace, d.name) for same in by_id.values() for d in same))
+
+
+def conflict(device: Device, enrolment: Enrolment, leases: Mapping[str, Lease]) -> Refusal | None:
     """Rule 1."""
-    others = [d for d in devices if d.id == device.id and (d.namespace, d.name) != (device.namespace, device.name)]
+    same = enrolment.by_id.get(device.id, ())
+    others = [d for d in same if (d.namespace, d.name) != (device.namespace, device.name)]
     if others:
         named = ", ".join(sorted(f"{d.namespace}/{d.name}" for d in others)[:4])
         return refuse(Reason.IDENTITY_CONFLICT, f"{named} has the same id as Device {device.namespace}/{device.name}")
     lease = leases.get(device.id)
     owner = (device.namespace, device.name)
-    known = {(d.namespace, d.name) for d in devices}
-    if lease is not None and lease.owner != owner and lease.owner in known:
+    if lease is not None and lease.owner != owner and lease.owner in enrolment.keys:
         return refuse(
             Reason.IDENTITY_CONFLICT, f"Lease {lease.name} of this id was made for Device {'/'.join(lease.owner)}"
         )
@@ -105,10 +121,10 @@ def _floors(job: Job, device: Device, target: Target) -> Refusal | None:
 
 
 def admit(
-    job: Job, device: Device, devices: Sequence[Device], leases: Mapping[str, Lease], admission: Admission
+    job: Job, device: Device, enrolment: Enrolment, leases: Mapping[str, Lease], admission: Admission
 ) -> Admitted | Refusal:
-    """Rules 1 to 9, in this order. `devices` are those of all namespaces."""
-    refusal = conflict(device, devices, leases) or withheld(device)
+    """Rules 1 to 9, in this order."""
+    refusal = conflict(device, enrolment, leases) or withheld(device)
     if refusal is not None:
         return refusal
     policy = admission.policies.get(device.policy)

@@ -13,7 +13,7 @@
 8. A holder that is not of our making is never overridden.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flashjob.wire.pod import Timeouts
@@ -39,10 +39,10 @@ def check(
     device: Device,
     lease: Lease | None,
     tasks: Mapping[Key, Task],
-    pods: Iterable[Pod],
+    pods: Mapping[Key, Sequence[Pod]],
     now: float,
 ) -> Held | None:
-    """None where the Lease may be taken for the next attempt of `task`."""
+    """None where the Lease may be taken for the next attempt of `task`. `pods` are by (namespace, task)."""
     if lease is None or not lease.holder:
         return None
     holder = Holder.parse(lease.holder)
@@ -52,9 +52,8 @@ def check(
         )
     if (holder.namespace, holder.task) == task.key:
         return None
-    pod = next(
-        (p for p in pods if p.namespace == holder.namespace and (holder.task, holder.attempt) in p.assignments), None
-    )
+    theirs = pods.get((holder.namespace, holder.task), ())
+    pod = next((p for p in theirs if (holder.task, holder.attempt) in p.assignments), None)
     other = tasks.get((holder.namespace, holder.task))
     if other is not None:
         over = other.status.phase.final or last_over(other) >= holder.attempt

@@ -36,7 +36,7 @@ from .outcome import Ending
 from .progress import AttemptEnds, Ends, Idle, Lost, Runs, assess
 from .rediscovery import rediscovered
 from .retries import next_start
-from .state import Device, Instance, Job, Pod, Refusal, State, Task
+from .state import Device, Instance, Job, Key, Pod, Refusal, State, Task
 from .timeouts import QUIET, lost_deadline
 
 
@@ -74,6 +74,7 @@ def _begin(state: State, now: float) -> Decisions:
     if isinstance(chosen, Refusal):
         return Decisions(job_status=render(job, Situation(artifact, None, chosen, None, ()), now))
     new: list[NewTask] = []
+    enrolment = admission.Enrolment.of(state.devices)
     for device in chosen:
         name = names.task_name(job.name, job.uid, device.id)
         existing = state.tasks.get((job.namespace, name))
@@ -83,7 +84,7 @@ def _begin(state: State, now: float) -> Decisions:
             )
             return Decisions(job_status=render(job, Situation(artifact, None, conflict, None, ()), now))
         if existing is None:
-            new.append(_new_task(state, name, device))
+            new.append(_new_task(state, name, device, enrolment))
     if new:
         return Decisions(
             create_tasks=tuple(new),
@@ -95,10 +96,10 @@ def _begin(state: State, now: float) -> Decisions:
     return Decisions(job_status=render(job, Situation(artifact, len(tasks), None, None, lines), now), requeue_at=now)
 
 
-def _new_task(state: State, name: str, device: Device) -> NewTask:
+def _new_task(state: State, name: str, device: Device, enrolment: admission.Enrolment) -> NewTask:
     job = state.job
     assert state.admission is not None
-    verdict = admission.admit(job, device, state.devices, state.leases, state.admission)
+    verdict = admission.admit(job, device, enrolment, state.leases, state.admission)
     refused = verdict if isinstance(verdict, Refusal) else None
     transport = connection.kind(job.spec.transport, device)
     fallback = TransportKind.NETWORK if device.network else TransportKind.SERIAL
@@ -133,8 +134,11 @@ class _Round:
     in_flight: int = 0
     open: int = 0
     _devices: Mapping[str, Device] = field(default_factory=dict)
-    _pods: Mapping[str, list[Pod]] = field(default_factory=dict)
+    _pods: Mapping[Key, list[Pod]] = field(default_factory=dict)
     _instances: Mapping[str, list[Instance]] = field(default_factory=dict)
+    _ports: Mapping[tuple[str, str], list[Instance]] = field(default_factory=dict)
+    _foreign: list[Pod] = field(default_factory=list)
+    _enrolment: admission.Enrolment = field(default_factory=lambda: admission.Enrolment.of(()))
 
     def decide(self) -> Decisions:
         """Rules 3 to 8."""
@@ -145,7 +149,7 @@ class _Round:
             if task.status.phase.final:
                 self._show(task, task.status.phase, task.status.reason, task.status.message, running=False)
                 continue
-            attempt = open_attempt(task, self._pods[task.name], state.leases.get(task.device))
+            attempt = open_attempt(task, self._pods.get(task.key, []), state.leases.get(task.device))
             if self._step(task, attempt):
                 idle.append((task, attempt))
         held = self._held()
@@ -169,17 +173,23 @@ class _Round:
     def _index(self) -> None:
         state = self.state
         self._devices = {d.id: d for d in state.devices if d.namespace == state.job.namespace}
-        pods: dict[str, list[Pod]] = defaultdict(list)
-        for pod in state.pods:
-            if pod.namespace == state.job.namespace:
-                for task, _ in pod.assignments:
-                    pods[task].append(pod)
-        self._pods = pods
+        self._pods = state.pods_by_task()
         listed: dict[str, list[Instance]] = defaultdict(list)
+        ports: dict[tuple[str, str], list[Instance]] = defaultdict(list)
         for instance in state.instances:
             if instance.listing is not None:
                 listed[instance.listing.device].append(instance)
-        self._instances = listed
+            elif not instance.token:
+                for item in instance.properties.items():
+                    ports[item].append(instance)
+        self._instances, self._ports = listed, ports
+        self._foreign = [p for p in state.pods if not p.assignments and not p.terminal]
+        self._enrolment = admission.Enrolment.of(state.devices)
+
+    def _candidates(self, device: Device) -> list[Instance]:
+        """Ports that have at least one of the properties that the device's port must have."""
+        match = device.serial_match or {}
+        return self._ports.get(min(match.items()), []) if match else []
 
     # --- rule 3: what is under way
 
@@ -212,7 +222,7 @@ class _Round:
 
     def _finish(self, task: Task, ending: Ending, attempt: int) -> None:
         device = self._devices.get(task.device)
-        pods = self._pods[task.name]
+        pods = self._pods.get(task.key, [])
         result = next((r for p in pods if (r := p.result(task.name, attempt)) is not None), None)
         granted = permits(task)
         status: dict[str, Any] = {
@@ -278,7 +288,7 @@ class _Round:
 
     def _ending_pod(self, task: Task) -> Pod | None:
         """A pod of this task that still runs, whether or not its attempt is over."""
-        pods = self._pods[task.name]
+        pods = self._pods.get(task.key, [])
         return next((p for p in pods if not p.terminal and self.now < lost_deadline(p.created_at, task.timeouts)), None)
 
     def _lost(self, task: Task, step: Lost) -> None:
@@ -325,7 +335,7 @@ class _Round:
             gone = refuse(Reason.DEVICE_NOT_ENROLLED, f"Device {task.device_name} was deleted")
             self._finish(task, Ending(Phase.REJECTED, gone.reason, gone.message), last_over(task))
             return
-        withheld = admission.withheld(device) or admission.conflict(device, self.state.devices, self.state.leases)
+        withheld = admission.withheld(device) or admission.conflict(device, self._enrolment, self.state.leases)
         if withheld is not None:
             phase = Phase.QUARANTINED if withheld.reason == Reason.QUARANTINED else Phase.REJECTED
             self._finish(task, Ending(phase, withheld.reason, withheld.message), last_over(task))
@@ -347,17 +357,17 @@ class _Round:
             return self._wait(task, refuse(Reason.DEVICE_BUSY, f"pod {ending_pod.name} has not ended yet"))
         if held is not None:
             return self._wait(task, held)
-        where = connection.connect(task.transport, device, state.instances)
+        where = connection.connect(task.transport, device, self._candidates(device))
         if isinstance(where, Refusal):
             return self._unconnected(task, where)
-        foreign = connection.used_by(device, where, state.instances, state.pods)
+        foreign = connection.used_by(device, where, self._instances[device.id], self._foreign)
         if foreign is not None:
             busy = refuse(Reason.DEVICE_IN_USE, f"pod {foreign.namespace}/{foreign.name} uses Device {device.name}")
             if job.spec.strategy.on_busy == "Fail":
                 return self._finish(task, Ending(Phase.REJECTED, busy.reason, busy.message), last_over(task))
             return self._wait(task, busy)
         lease = state.leases.get(device.id)
-        locked = lock.check(task, device, lease, state.tasks, state.pods, now)
+        locked = lock.check(task, device, lease, state.tasks, self._pods, now)
         if locked is not None:
             if locked.until is not None:
                 self.wake.append(locked.until)
@@ -387,15 +397,13 @@ class _Round:
 
     def _stale_pods(self) -> None:
         """Pods of attempts that are recorded as over have nothing to do any more."""
-        over = {t.name: last_over(t) for t in self.state.own_tasks()}
-        over |= {p.task.name: p.status["lastAttempt"]["attempt"] for p in self.patches if "lastAttempt" in p.status}
-        for name, pods in sorted(self._pods.items()):
+        over = {t.key: last_over(t) for t in self.state.own_tasks()}
+        over |= {p.task.key: p.status["lastAttempt"]["attempt"] for p in self.patches if "lastAttempt" in p.status}
+        for (namespace, task), last in over.items():
             self.delete += [
-                p
-                for p in pods
-                if not p.terminal
-                and not p.deleting
-                and any(t == name and n <= over.get(t, 0) for t, n in p.assignments)
+                pod
+                for pod in self._pods.get((namespace, task), [])
+                if not (pod.terminal or pod.deleting) and any(t == task and n <= last for t, n in pod.assignments)
             ]
 
     # --- rule 8: never a silent state

@@ -230,6 +230,14 @@ class State:
     leases: Mapping[str, Lease]
     gateway: Refusal | None = None
 
+    def pods_by_task(self) -> dict[Key, list[Pod]]:
+        """Flashing pods of all jobs, by (namespace, task)."""
+        found: dict[Key, list[Pod]] = {}
+        for pod in self.pods:
+            for task, _ in pod.assignments:
+                found.setdefault((pod.namespace, task), []).append(pod)
+        return found
+
     def own_tasks(self) -> list[Task]:
         """The job's tasks, by name."""
         uid = self.job.uid

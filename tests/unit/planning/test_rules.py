@@ -12,7 +12,7 @@ from flashjob.api.device import DeviceStatus
 from flashjob.api.flashjob import Retries
 from flashjob.api.flashtask import FlashTaskStatus, Phase
 from flashjob.planning import connection, lock, names, retries, selection
-from flashjob.planning.admission import admit
+from flashjob.planning.admission import Enrolment, admit
 from flashjob.planning.attempts import open_attempt
 from flashjob.planning.clock import micro, seconds, stamp
 from flashjob.planning.device_status import after
@@ -162,22 +162,22 @@ def refused_as(found: object) -> str:
 def test_admission_in_order() -> None:
     d, j = device("d0"), job()
     twin = replace(d, name="twin", namespace="other")
-    assert refused_as(admit(j, d, [d, twin], {}, READY)) == "IdentityConflict"
-    assert refused_as(admit(j, d, [d, twin], {d.id: lease()}, READY)) == "IdentityConflict"
-    assert refused_as(admit(j, replace(d, suspended=True), [d], {}, READY)) == "Suspended"
+    assert refused_as(admit(j, d, Enrolment.of([d, twin]), {}, READY)) == "IdentityConflict"
+    assert refused_as(admit(j, d, Enrolment.of([d, twin]), {d.id: lease()}, READY)) == "IdentityConflict"
+    assert refused_as(admit(j, replace(d, suspended=True), Enrolment.of([d]), {}, READY)) == "Suspended"
     held = replace(d, status=DeviceStatus.parse({"quarantine": {"reason": "BootIdMismatch", "since": stamp(T0)}}))
-    assert refused_as(admit(j, held, [held], {}, READY)) == "Quarantined"
-    assert refused_as(admit(j, replace(held, released_at=T0 - 1), [held], {}, READY)) == "Quarantined"
-    assert not isinstance(admit(j, replace(held, released_at=T0 + 1), [held], {}, READY), Refusal)
-    assert refused_as(admit(j, replace(d, policy="none"), [d], {}, READY)) == "PolicyMissing"
+    assert refused_as(admit(j, held, Enrolment.of([held]), {}, READY)) == "Quarantined"
+    assert refused_as(admit(j, replace(held, released_at=T0 - 1), Enrolment.of([held]), {}, READY)) == "Quarantined"
+    assert not isinstance(admit(j, replace(held, released_at=T0 + 1), Enrolment.of([held]), {}, READY), Refusal)
+    assert refused_as(admit(j, replace(d, policy="none"), Enrolment.of([d]), {}, READY)) == "PolicyMissing"
     unmet = replace(READY, policies={"lab": Policy(Refusal("Unsigned", "no. Next: sign"))})
-    assert refused_as(admit(j, d, [d], {}, unmet)) == "Unsigned"
-    assert refused_as(admit(job(transport="Serial"), d, [d], {}, READY)) == "TransportUnsupported"
+    assert refused_as(admit(j, d, Enrolment.of([d]), {}, unmet)) == "Unsigned"
+    assert refused_as(admit(job(transport="Serial"), d, Enrolment.of([d]), {}, READY)) == "TransportUnsupported"
     two = replace(READY, targets={"esp32c3": TARGET, "esp32s2": TARGET})
-    assert refused_as(admit(j, d, [d], {}, two)) == "NoMatchingPlatform"
-    assert not isinstance(admit(j, d, [d], {}, READY), Refusal), "an unread chip is left to preflight"
+    assert refused_as(admit(j, d, Enrolment.of([d]), {}, two)) == "NoMatchingPlatform"
+    assert not isinstance(admit(j, d, Enrolment.of([d]), {}, READY), Refusal), "an unread chip is left to preflight"
     bad = Admission(policies=READY.policies, refused_chips={"esp32s3": Refusal("DigestMismatch", "x. Next: y")})
-    assert refused_as(admit(j, d, [d], {}, bad)) == "DigestMismatch"
+    assert refused_as(admit(j, d, Enrolment.of([d]), {}, bad)) == "DigestMismatch"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_admission_in_order() -> None:
 )
 def test_admission_rule_9(status: dict[str, Any], safety: dict[str, Any], reason: str | None) -> None:
     d = device("d0", status=DeviceStatus.parse(status))
-    found = admit(job(safety=safety), d, [d], {}, READY)
+    found = admit(job(safety=safety), d, Enrolment.of([d]), {}, READY)
     assert (found.reason if isinstance(found, Refusal) else None) == reason
 
 
@@ -269,7 +269,7 @@ def test_lock() -> None:
         now: float = T0 + 1,
     ) -> bool:
         known = {mine.key: mine} if other_ is None else {**tasks, other_.key: other_}
-        return held(lock.check(mine, device_, lease_, known, pods, now))
+        return held(lock.check(mine, device_, lease_, known, {other.key: pods}, now))
 
     assert not check(None), "rule 1"
     assert not check(lease("")), "rule 1"
