@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serial ports: hardware that is always listed, and the devices behind it, which must prove themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from attestation.discovery.details import Transport
+from attestation.discovery.scanner import Pace
+from attestation.serial_port import open_port
+from flashjob.virtual.faults import SilentPort
+
+from .bench import Bench, new_app, old_app, push
+from .discovery_world import World, until
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    bench, directory = Bench(tmp_path), tmp_path / "akri"
+    directory.mkdir()
+    (tmp_path / "ports").mkdir()
+    world = World(bench, directory, Transport.SERIAL, Pace(ports_seconds=0.05))
+    yield world
+    await world.stop()
+    await bench.close()
+
+
+def ports(world: World) -> str:
+    return f"{{list: Ports, serial: {{ports: ['{world.bench.tmp_path}/ports/*']}}}}"
+
+
+def devices(world: World) -> str:
+    return f"{{list: Devices, serial: {{ports: ['{world.bench.tmp_path}/ports/*']}}}}"
+
+
+async def test_ports_are_listed_whatever_the_chip_says(world: World) -> None:
+    blank = await world.bench.device("blank", app=b"")
+    silent = await world.bench.device("silent", faults=[SilentPort()])
+    (world.bench.tmp_path / "ports" / "notes.txt").write_text("no port")
+    await world.start()
+    assert (world.endpoint.name, world.endpoint.shared) == ("flashjob-serial", False)
+    stream = world.discover(ports(world))
+    await until(lambda: set(stream.now) == {"/virtual/blank", "/virtual/silent"}, "both ports")
+    assert len(stream.lists) == 1
+    assert blank.port is not None
+    assert stream.now["/virtual/blank"] == {"UDEV_DEVNODE": str(blank.port.link), "UDEV_DEVPATH": "/virtual/blank"}
+    blank.unplug()
+    await until(lambda: set(stream.now) == {"/virtual/silent"}, "one port is gone")
+    blank.replug()
+    await until(lambda: len(stream.now) == 2, "it is back")
+    assert os.path.realpath(stream.now["/virtual/blank"]["UDEV_DEVNODE"]) == blank.port.path
+    assert silent.boots == 1
+
+
+async def test_a_device_on_a_port_is_attested_and_listed(world: World) -> None:
+    device = await world.bench.device("porch-1")
+    await world.enroll(device, old_app("esp32s3"))
+    await world.bench.device("silent", faults=[SilentPort()])
+    await world.configure("on-ports", devices(world))
+    await world.start()
+    stream = world.discover(devices(world))
+    await stream.lists_only(device)
+    listing = stream.listing(device)
+    assert listing is not None
+    assert listing.endpoint == "serial:/virtual/porch-1"
+    await world.attested(device)
+    status = world.status(device)
+    assert "endpoint" not in status
+    assert status["instance"]["name"].startswith("on-ports-")
+
+
+async def test_a_port_in_use_is_waited_for(world: World) -> None:
+    device = await world.bench.device("porch-1")
+    await world.enroll(device, old_app("esp32s3"))
+    assert device.port is not None
+    flash = await open_port(str(device.port.link))
+    await world.start()
+    stream = world.discover(devices(world))
+    await asyncio.sleep(0.3)
+    assert stream.lists == []
+    flash.close()
+    await stream.lists_only(device)
+
+
+async def test_from_permit_to_verdict_the_port_is_left_alone(world: World, tmp_path: Path) -> None:
+    device = await world.bench.device("porch-1")
+    await world.enroll(device, old_app("esp32s3"))
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    await world.start()
+    stream, all_ports = world.discover(devices(world)), world.discover(ports(world))
+    await stream.lists_only(device)
+    await world.begin(device, release.target)
+    await asyncio.sleep(0.1)
+    await stream.lists_only(device)  # a task without a permit has written nothing
+    await world.permit("ab" * 16)
+    await stream.lists_only()
+    device.unplug()
+    await until(lambda: all_ports.now == {}, "the port is gone")
+    device.replug()  # another terminal: it would be looked at, were it not in a task's hands
+    await until(lambda: len(all_ports.now) == 1, "the port is back")
+    assert device.port is not None
+    for _ in range(10):
+        held = await open_port(str(device.port.link), wait_seconds=0)
+        held.close()
+        await asyncio.sleep(0.03)
+    assert device.application is not None
+    assert device.application._last_attest == float("-inf")
+    await world.conclude("Rejected")
+    await stream.lists_only(device)
+
+
+async def test_a_port_is_not_opened_at_every_scan(world: World) -> None:
+    device = await world.bench.device("porch-1")
+    await world.enroll(device, old_app("esp32s3"))
+    await world.start()
+    stream = world.discover(devices(world))
+    await stream.lists_only(device)
+    application = device.application
+    assert application is not None
+    asked = application._last_attest
+    assert device.port is not None
+    held = await open_port(str(device.port.link), wait_seconds=0.5)
+    await asyncio.sleep(0.4)  # eight surveys
+    held.close()
+    assert application._last_attest == asked
+    assert len(stream.lists) == 1

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses have one form."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestation.discovery.addresses import Address, parse_address, same_address
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("192.0.2.7", "192.0.2.7", 80),
+        ("192.0.2.7:81", "192.0.2.7", 81),
+        ("2001:DB8::0:1", "2001:db8::1", 80),
+        ("[2001:db8::1]", "2001:db8::1", 80),
+        ("[2001:db8::1]:443", "2001:db8::1", 443),
+        ("Porch-1.Example.:65535", "porch-1.example", 65535),
+        ("porch", "porch", 80),
+    ],
+)
+def test_read(text: str, host: str, port: int) -> None:
+    assert parse_address(text) == Address(host, port)
+    assert parse_address(str(parse_address(text))) == Address(host, port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":80", "host:", "host:0", "host:65536", "host:8 0", "host:٣", "[::1", "[::1]80", "[host]:80", "a b", "-a",
+     "http://a", "1.2.3", "1.2.3.4.5", "999.1.1.1", "a..b", "x" * 300, "192.0.2.7/24", "::1%eth0%x y"],
+)  # fmt: skip
+def test_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_address(text)
+
+
+@given(st.ip_addresses(), st.integers(1, 65535))
+def test_every_ip_address_survives(ip: object, port: int) -> None:
+    address = parse_address(str(Address(str(ip), port)))
+    assert address == Address(str(ip), port)
+    assert address.numeric
+
+
+def test_the_same_address_in_other_words() -> None:
+    reached = Address("2001:db8::1", 80)
+    assert same_address("2001:db8:0::1", reached)
+    assert same_address("[2001:DB8::1]:80", reached)
+    assert not same_address("[2001:db8::1]:81", reached)
+    assert not same_address("nonsense::", reached)

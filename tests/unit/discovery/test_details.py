@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Discovery details: what is understood, and a zoo of what is refused by the name of its field."""
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestation.discovery.addresses import Address
+from attestation.discovery.details import MAX_BYTES, DetailsError, Transport, parse_details
+
+NET, TTY = Transport.NETWORK, Transport.SERIAL
+
+
+def test_the_whole_of_it() -> None:
+    details = parse_details(
+        """
+        list: Devices
+        network:
+          addresses: [192.0.2.7, "[2001:db8::1]:8080"]
+          static: ["Porch-1.example:81"]
+        applications: [porch, garden]
+        attestIntervalSeconds: 60
+        """,
+        NET,
+    )
+    assert details.addresses == (Address("192.0.2.7", 80), Address("2001:db8::1", 8080), Address("porch-1.example", 81))
+    assert details.attestIntervalSeconds == 60
+    assert details.wants("porch")
+    assert not details.wants("shed")
+
+
+def test_little_is_enough() -> None:
+    assert parse_details("list: Devices", NET).wants("anything")
+    assert parse_details("{list: Ports, serial: {ports: ['/dev/ttyUSB*']}}", TTY).globs == ("/dev/ttyUSB*",)
+
+
+@pytest.mark.parametrize(
+    ("rule", "transport", "text", "named"),
+    [
+        (1, NET, "", "list: required"),
+        (1, NET, "[]", "list: required"),
+        (1, NET, "Devices", "list: required"),
+        (1, NET, "list: Devices\nlist: Devices", "list: stands there twice"),
+        (1, NET, "list: Devices\n---\nlist: Devices", "plain YAML"),
+        (1, NET, "list: &x Devices\napplications: [*x]", "aliases are not allowed"),
+        (1, NET, "list: !!python/object/apply:os.getcwd []", "plain YAML"),
+        (1, NET, "{list: Devices, applications: [!custom x]}", "plain YAML"),
+        (1, NET, "list: [", "plain YAML"),
+        (1, NET, "1: Devices", "keys must be text"),
+        (1, NET, "? [list]\n: Devices", "keys must be text"),
+        (1, NET, "list: Devices\n<<: {network: {}}", "keys must be text"),
+        (1, NET, "list: Devices\n#" + "x" * MAX_BYTES, "longer than"),
+        (1, NET, "[" * 5000, "plain YAML"),
+        (1, NET, "{list: Devices, attestIntervalSeconds: 2026-01-01}", "plain strings"),
+        (1, NET, "\x00", "plain YAML"),
+        (2, NET, "list: devices", "list: "),
+        (2, NET, "list: true", "list: "),
+        (2, NET, "{list: Devices, netwrok: {}}", "netwrok: "),
+        (2, NET, "{list: Devices, network: []}", "network: "),
+        (2, NET, "{list: Devices, network: {mdns: true}}", "network.mdns: "),
+        (2, NET, "{list: Devices, network: {addresses: 192.0.2.7}}", "network.addresses: "),
+        (2, NET, "{list: Devices, applications: porch}", "applications: "),
+        (2, NET, "{list: Devices, applications: ['']}", "applications.0: "),
+        (2, NET, "{list: Devices, attestIntervalSeconds: '60'}", "attestIntervalSeconds: "),
+        (2, NET, "{list: Devices, attestIntervalSeconds: 1}", "attestIntervalSeconds: "),
+        (2, NET, "{list: Devices, attestIntervalSeconds: true}", "attestIntervalSeconds: "),
+        (3, TTY, "serial: {ports: [/dev/x]}", "list: "),
+        (3, TTY, "{list: Ports, serial: {ports: [/dev/x]}, applications: [a]}", "applications: "),
+        (3, TTY, "{list: Ports, serial: {ports: [/dev/x]}, attestIntervalSeconds: 60}", "attestIntervalSeconds: "),
+        (4, NET, "{list: Ports}", "list: "),
+        (4, NET, "{list: Devices, serial: {ports: [/dev/x]}}", "serial: "),
+        (4, TTY, "{list: Devices, network: {}}", "network: "),
+        (4, TTY, "list: Ports", "serial.ports: "),
+        (4, TTY, "{list: Devices, serial: {ports: []}}", "serial.ports: "),
+        (5, NET, "{list: Devices, network: {addresses: [porch-1.example]}}", "network.addresses.0: "),
+        (5, NET, "{list: Devices, network: {static: ['http://porch']}}", "network.static.0: "),
+        (5, NET, "{list: Devices, network: {static: [ok, 'host:0']}}", "network.static.1: "),
+        (6, TTY, "{list: Ports, serial: {ports: [ttyUSB0]}}", "serial.ports.0: "),
+        (6, TTY, "{list: Ports, serial: {ports: [/dev/../etc/*]}}", "serial.ports.0: "),
+    ],
+)
+def test_what_is_refused(rule: int, transport: Transport, text: str, named: str) -> None:
+    with pytest.raises(DetailsError) as caught:
+        parse_details(text, transport)
+    assert named in str(caught.value), (rule, str(caught.value))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(max_size=60), st.sampled_from(list(Transport)))
+def test_any_text_is_understood_or_refused(text: str, transport: Transport) -> None:
+    try:
+        parse_details(text, transport)
+    except DetailsError:
+        return
+    raise AssertionError("random text was understood")
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["porch", "garden", "shed"]), max_size=3), st.integers(10, 86_400))
+def test_what_is_written_is_read(applications: list[str], seconds: int) -> None:
+    document = {"list": "Devices", "applications": applications, "attestIntervalSeconds": seconds}
+    details = parse_details(yaml.safe_dump(document), NET)
+    assert (list(details.applications), details.attestIntervalSeconds) == (applications, seconds)
