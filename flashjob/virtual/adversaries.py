@@ -7,7 +7,8 @@ Every hook is asked at one defined moment of a device's life; a liar overrides t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 Attest = Callable[[bytes], bytes]
 """Nonce -> evidence."""
@@ -146,3 +147,16 @@ BEHAVIOURS: dict[str, type[Behaviour]] = {
     },
 }
 """By name, for device lists in files."""
+
+
+def make_behaviour(spec: str | dict[str, Any]) -> Behaviour:
+    """The behaviour of this name, or that ``{"kind": name, ...}`` describes. Raises ValueError for an unknown kind or field."""
+    arguments = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    name = arguments.pop("kind", None)
+    kind = BEHAVIOURS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(f"behaviour {name!r} is none of {', '.join(BEHAVIOURS)}")
+    unknown = arguments.keys() - {field.name for field in fields(kind)}
+    if unknown:
+        raise ValueError(f"behaviour {name} has no {', '.join(sorted(unknown))}")
+    return kind(**arguments)

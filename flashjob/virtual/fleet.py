@@ -11,7 +11,7 @@ Control socket (UNIX, JSON lines; each request gets one line back, ``{"error": t
     {"do": "reset" | "unplug" | "replug", "device": NAME}
     {"do": "fault", "device": NAME, "fault": {"kind": "CablePulled", "percent": 30}}
     {"do": "clearFaults", "device": NAME}
-    {"do": "behave", "device": NAME, "behaviour": "RunsOldImage"}
+    {"do": "behave", "device": NAME, "behaviour": "RunsOldImage"}      or {"kind": "LosesConfirm", "times": 3}
     {"do": "stop"}
 """
 
@@ -35,7 +35,7 @@ from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp.image import parse_image
 from firmware_pipeline.esp.signature import find_signatures
 from flashjob.virtual import secure_boot
-from flashjob.virtual.adversaries import BEHAVIOURS, Behaviour
+from flashjob.virtual.adversaries import make_behaviour
 from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.faults import make_fault
 from flashjob.virtual.profile import DEFAULT_CONFIRM_SECONDS, Owner, Tier, make_identity
@@ -56,7 +56,7 @@ class DeviceSpec(_Model):
     tier: Tier = "SignedBoot"
     alg: Literal["ES256", "EdDSA"] = "ES256"
     app: Annotated[str, Field(description="Application image that it leaves the factory with; signed if need be.")] = ""
-    behaviour: str = "Honest"
+    behaviour: str | dict[str, Any] = "Honest"
     faults: tuple[dict[str, Any], ...] = ()
     confirm_seconds: Annotated[int, Field(ge=1)] = DEFAULT_CONFIRM_SECONDS
     simulate_rate: bool = False
@@ -182,7 +182,7 @@ class Fleet:
             case "clearFaults":
                 device.faults.clear()
             case "behave":
-                device.behave(_behaviour(str(request.get("behaviour"))))
+                device.behave(make_behaviour(request.get("behaviour") or ""))
             case _:
                 raise ValueError(f"{verb!r} is no control request")
         return {"ok": True}
@@ -216,7 +216,7 @@ def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner) -> VirtualDevice:
         identity,
         owner,
         link=Path(spec.directory) / entry.name if entry.transport == "serial" else None,
-        behaviour=_behaviour(entry.behaviour),
+        behaviour=make_behaviour(entry.behaviour),
         faults=[make_fault(fault) for fault in entry.faults],
         simulate_rate=entry.simulate_rate,
         locked_loader=entry.locked_loader,
@@ -229,13 +229,6 @@ def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner) -> VirtualDevice:
         locked = identity.hardware.fuses.secure_boot and not find_signatures(app, parse_image(app).image_length)
         device.factory_flash(secure_boot.sign(app, secure_boot.maker_key(spec.secret.encode())) if locked else app)
     return device
-
-
-def _behaviour(name: str) -> Behaviour:
-    kind = BEHAVIOURS.get(name)
-    if kind is None:
-        raise ValueError(f"behaviour {name!r} is none of {', '.join(BEHAVIOURS)}")
-    return kind()
 
 
 def _key(text: str) -> PublicKey:
