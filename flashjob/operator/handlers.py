@@ -43,12 +43,22 @@ def registry(
     return handlers
 
 
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """kopf shall not keep a copy of each spec in an annotation: no handler of ours asks what changed."""
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        return None
+
+
 def settings() -> kopf.OperatorSettings:
     """kopf as we use it: nothing scanned, nothing posted, nothing kept on the object but the finalizer."""
     made = kopf.OperatorSettings()
     made.persistence.finalizer = FINALIZER
     made.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP, v1=False)
-    made.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP, key="last", v1=False)
+    made.persistence.diffbase_storage = _NoDiffBase()
     made.scanning.disabled = True
     made.watching.server_timeout = 300
     made.watching.connect_timeout = 10

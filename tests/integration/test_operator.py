@@ -96,6 +96,7 @@ def test_a_silent_registry_makes_the_job_wait_and_deletion_is_not_held_up(stack:
     until(lambda: condition(stack, "waits", "ArtifactVerified").get("reason") == "RegistryUnavailable")
     job = kubectl(stack, "get", "flashjob", "waits")
     assert FINALIZER in job["metadata"]["finalizers"]
+    assert not any(key.startswith("flashjob.dev/") for key in job["metadata"].get("annotations", {}))
     assert condition(stack, "waits", "Finished")["status"] == "False"
     assert condition(stack, "waits", "Progressing")["reason"] == "RegistryUnavailable"
     stack.sandbox.plane.kubectl("delete", "flashjob", "waits", "--timeout=20s")
