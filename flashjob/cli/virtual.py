@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flashjob virtual`: a fleet of virtual devices in the foreground, from a description in JSON."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firmware_pipeline.errors import PipelineError
+from flashjob.errors import FlashJobError
+from flashjob.virtual.fleet import FleetSpec, run
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def virtual(
+    spec: Annotated[Path, typer.Argument(help="What to run: see flashjob/virtual/fleet.py.", metavar="SPEC.json")],
+) -> None:
+    """Run virtual devices until Ctrl-C.
+
+    Prints one JSON line when all of them run: ports, addresses, ids and public keys.
+    """
+    try:
+        asyncio.run(run(FleetSpec.model_validate_json(spec.read_bytes())))
+    except (ValueError, OSError, PipelineError) as error:
+        raise FlashJobError(
+            "SpecInvalid", f"{spec}: {error}", "correct the file; the message names the field"
+        ) from error
