@@ -148,7 +148,9 @@ class Materials:
             "requiredSigners": {"keys": [signer], "threshold": 1},
         }
 
-    def fleet(self, devices: Iterable[DemoDevice], directory: Path, *, version: str = FACTORY_VERSION) -> dict[str, Any]:
+    def fleet(
+        self, devices: Iterable[DemoDevice], directory: Path, *, version: str = FACTORY_VERSION
+    ) -> dict[str, Any]:
         """The spec of a fleet whose devices leave the factory with application A."""
         return {
             "directory": str(directory),

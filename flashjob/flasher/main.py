@@ -16,7 +16,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,16 +158,20 @@ def _transport(settings: Settings, assignment: Assignment) -> Transport:
 
 
 def termination_message(results: list[DeviceResult]) -> str:
-    """The pod's last words within Kubernetes' limit: hardware and timings left out, messages cut as far as needed."""
+    """The pod's last words within Kubernetes' limit.
+
+    What does not fit goes in this order: hardware and timings, the ends of messages, whole messages, the last devices.
+    """
+    return next(text for text in _ever_shorter(results) if len(text.encode()) <= pod.TERMINATION_LIMIT)
+
+
+def _ever_shorter(results: list[DeviceResult]) -> Iterator[str]:
+    yield _words(results)
     slim = [result.model_copy(update={"hardware": None, "seconds": {}}) for result in results]
     for length in (1024, 200, 60, 0):
-        text = _words([item.model_copy(update={"message": item.message[:length]}) for item in slim])
-        if len(text.encode()) <= pod.TERMINATION_LIMIT:
-            return text
-    while len(text.encode()) > pod.TERMINATION_LIMIT:
-        slim.pop()
-        text = _words([item.model_copy(update={"message": ""}) for item in slim])
-    return text
+        yield _words([item.model_copy(update={"message": item.message[:length]}) for item in slim])
+    for count in range(len(slim) - 1, 0, -1):
+        yield _words([item.model_copy(update={"message": ""}) for item in slim[:count]])
 
 
 def _words(items: list[DeviceResult]) -> str:
