@@ -17,12 +17,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
+from flashjob.api.flashtask import Waiting
 from flashjob.api.meta import API_VERSION
 from flashjob.cluster import lease as locks
 from flashjob.cluster.kubeapi import ApiError, KubeApi
 from flashjob.cluster.resources import DEVICES, FLASHJOBS, FLASHTASKS, PODS, Obj
 from flashjob.errors import FlashJobError
-from flashjob.planning.clock import micro
+from flashjob.planning.clock import micro, stamp
 from flashjob.planning.decisions import Decisions, NewTask, Patch, Start
 from flashjob.planning.names import job_label, pod_name
 from flashjob.planning.state import Job, Pod
@@ -157,9 +158,27 @@ class Applier:
             if error.conflict or error.not_found:
                 return True
             raise
+        except ValueError as error:
+            raise FlashJobError(
+                Reason.DEVICE_BUSY, f"the Lease of Device {owner} is not one of ours: {error}", "delete that Lease"
+            ) from error
         self.caches.leases.wrote(_lease_object(taken))
-        await self._create_pod(job, start)
+        try:
+            await self._create_pod(job, start)
+        except ApiError as error:
+            if not error.transient:
+                await self._complain(start, error)
+            raise
         return False
+
+    async def _complain(self, start: Start, error: ApiError) -> None:
+        """A pod that the API server refuses (quota, webhook) is no silent state."""
+        task, old = start.task, start.task.status.waiting
+        text = f"pod {pod_name(task.name, start.attempt)} cannot be created: {error.message}"[:1024]
+        if old is not None and old.message == text:
+            return
+        waiting = Waiting(reason=Reason.POD_PENDING.value, message=text, since=stamp(self.now()))
+        await self._patch(Patch(task, {"waiting": waiting.dump()}))
 
     async def _create_pod(self, job: Job, start: Start) -> None:
         obj = pod_object(job, start, self.settings)

@@ -93,8 +93,11 @@ class Operator:
         )
         self._queue: WorkQueue[Key] = WorkQueue(self._controller.reconcile)
 
-    async def run(self) -> None:
+    async def run(self, take_signals: Callable[[], None]) -> None:
         """Run until cancelled, or until leadership is lost.
+
+        Args:
+            take_signals: has signals cancel this run; called once kopf, which takes them for itself, has started.
 
         Raises:
             LeadershipLost: within an ExceptionGroup.
@@ -111,7 +114,7 @@ class Operator:
                         self._queue.run(),
                         self._gateway.run(),
                         self._resync(),
-                        self._kopf(),
+                        self._kopf(take_signals),
                     ):
                         group.create_task(part)
             finally:
@@ -128,15 +131,26 @@ class Operator:
         finally:
             await runner.cleanup()
 
-    async def _kopf(self) -> None:
-        scope = self._options.watch_namespace
-        await kopf.operator(
-            registry=handlers.registry(self._wake, self._controller.drained, self._login),
-            settings=handlers.settings(),
-            standalone=True,
-            clusterwide=not scope,
-            namespaces=[scope] if scope else [],
+    async def _kopf(self, take_signals: Callable[[], None]) -> None:
+        scope, ready = self._options.watch_namespace, asyncio.Event()
+        running = asyncio.create_task(
+            kopf.operator(
+                registry=handlers.registry(self._wake, self._controller.drained, self._login),
+                settings=handlers.settings(),
+                ready_flag=ready,
+                standalone=True,
+                clusterwide=not scope,
+                namespaces=[scope] if scope else [],
+            )
         )
+        try:
+            waiting = asyncio.create_task(ready.wait())
+            await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            take_signals()
+            await running
+        finally:
+            running.cancel()
 
     async def _resync(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from firmware_pipeline.signing.keys import LocalSigner, public_pem
 from flashjob.api.meta import FINALIZER
 from flashjob.cluster import resources as r
 from flashjob.cluster.faults import Call
+from flashjob.cluster.kubeapi import ApiError
 from flashjob.planning.messages import refuse
 from flashjob.wire.reasons import Reason
 from tests.component.operator_world import HOST, NS, SYSTEM, Board, World
@@ -310,6 +311,39 @@ async def test_gateway_unready_starts_nothing(world: World) -> None:
     await world.run_job()
     assert end(world, board) == ("Succeeded", "Proven")
     assert "waiting" not in world.task_of(board)["status"]
+
+
+async def test_a_pod_that_the_api_server_refuses_is_no_silent_state(world: World) -> None:
+    await world.policy()
+    board = await world.board("b1")
+    world.api.fail(ApiError(403, "Forbidden", "exceeded quota: pods=0"), verb="create", resource=r.PODS, times=20)
+    await world.job()
+    await world.run_until(lambda: "waiting" in (world.tasks() or [{"status": {}}])[0]["status"])
+    waiting = world.task_of(board)["status"]["waiting"]
+    assert waiting["reason"] == "PodPending"
+    assert "exceeded quota" in waiting["message"]
+    await world.run_job()
+    assert end(world, board) == ("Succeeded", "Proven")
+    assert world.task_of(board)["status"]["attempt"] == 1, "nothing was attempted meanwhile"
+
+
+async def test_a_lease_of_somebody_else_is_never_taken(world: World) -> None:
+    await world.policy()
+    board = await world.board("b1")
+    body = {
+        "metadata": {
+            "name": world_lease(board),
+            "labels": {"flashjob.dev/device-lock": "true"},
+            "annotations": {"flashjob.dev/device": f"{NS}/b1"},
+        },
+        "spec": {"holderIdentity": "somebody"},
+    }
+    await world.api.create(r.LEASES, SYSTEM, body)
+    await world.job()
+    for _ in range(20):
+        await world.tick()
+    assert world.api.all(r.PODS, NS) == []
+    assert world.get(r.LEASES, world_lease(board), SYSTEM)["spec"]["holderIdentity"] == "somebody"
 
 
 async def test_paused_and_resumed(world: World) -> None:
