@@ -60,10 +60,13 @@ async def _serve(kubeconfig: Path | None, registry_ca: Path | None, options: Opt
     api = await connect(kubeconfig)
     try:
         process = Operator(api, lambda: configuration(kubeconfig), PipelineArtifacts(registry_ca), options, time.time)
-        running = asyncio.create_task(process.run())
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, running.cancel)
+
+        def take_signals() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+
+        running = asyncio.create_task(process.run(take_signals))
+        take_signals()
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await running
