@@ -218,7 +218,10 @@ class AioKubeApi:
                 method,
                 path,
                 query_params=list((query or {}).items()),
-                header_params={"Accept": "application/json, application/jwk-set+json", **({"Content-Type": content_type} if body else {})},
+                header_params={
+                    "Accept": "application/json, application/jwk-set+json",
+                    **({"Content-Type": content_type} if body else {}),
+                },
                 auth_settings=["BearerToken"],
             )
             sent = await self._client.call_api(method, url, headers, body, _request_timeout=timeout)

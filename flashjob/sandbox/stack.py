@@ -131,7 +131,7 @@ class Stack:
             "operator",
             "operator",
             ["--namespace", SYSTEM_NAMESPACE, "--gateway-url", self.gateway_url, "--gateway-ca", str(self.gateway_ca)],
-            ["--image", _FLASHER_IMAGE, "--listen", f"127.0.0.1:{self._operator_port}"],
+            ["--image", _FLASHER_IMAGE, "--listen", f"127.0.0.1:{self._operator_port}", "--identity", "sandbox"],
         )
 
     def start_handler(self, role: str, node: str = NODE_NAME) -> None:

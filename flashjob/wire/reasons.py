@@ -90,7 +90,7 @@ class Reason(StrEnum):
     )
     SIGNERS_NOT_CONFIGURED = (
         "SignersNotConfigured",
-        "neither policy nor job names a signer",
+        "the device's policy names no signer: whoever starts a job does not choose its judge",
         "name requiredSigners in the device's AttestationPolicy",
     )
     ARTIFACT_INVALID = (
