@@ -403,11 +403,16 @@ class Scanner:
             self.shown[device_id] = Shown(listing, token, device.chip)
         if before is not self.shown.get(device_id):
             self._notify()
-        if device is not None:
+        if device is not None and self._has_seen(device_id):
             look = Look(device_id, _endpoint(device, claims), best.judged if best else None, listing)
             if self._looks.get(device_id) != look:
                 self._looks[device_id] = look
                 self._reports.saw(look)
+
+    def _has_seen(self, device_id: str) -> bool:
+        """Whether there is anything to say: other handlers report what they see, and nothing is said before a look."""
+        mine = (one for one in self._sightings.values() if device_id in (one.device_id, one.expected))
+        return device_id in self._looks or any(one.looked for one in mine)
 
     def _notify(self) -> None:
         for subscription in self._subscriptions:

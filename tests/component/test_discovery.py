@@ -287,3 +287,18 @@ async def test_suspended_and_quarantined_devices_are_withdrawn(world: World) -> 
         DEVICES_RESOURCE, "farm", device.name, {"quarantine": quarantine}, field_manager="operator"
     )
     await stream.lists_only()
+
+
+async def test_what_is_not_seen_here_is_not_reported(world: World) -> None:
+    """Another handler sees the device on its port; nothing that this one says may undo that."""
+    device = await world.bench.device("on-a-port")
+    await world.enroll(device, old_app("esp32s3"))
+    instance = {"name": "ports-123456", "configuration": "ports"}
+    await world.cluster.patch_status(
+        DEVICES_RESOURCE, "farm", device.name, {"instance": instance}, field_manager="other"
+    )
+    await world.start()
+    seen = await enrolled(world, "porch-2")
+    await world.change_device(device, suspended=True)
+    await world.attested(seen)
+    assert world.status(device) == {"instance": instance}
