@@ -71,6 +71,8 @@ class _Sighting:
     in_hand: bool = False
     failures: int = 0
     looked: bool = False
+    filed: set[str] = field(default_factory=set)
+    """Devices that the scanner has this place on file for."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
 
@@ -142,6 +144,8 @@ class Scanner:
         self._slots = asyncio.Semaphore(self.pace.looks)
         self._subscriptions: list[Subscription] = []
         self._sightings: dict[str, _Sighting] = {}
+        self._of: dict[str, set[_Sighting]] = {}
+        self._where: dict[str, tuple[object, ...]] = {}
         self._looks: dict[str, Look] = {}
         self._survey_wanted = asyncio.Event()
         self._broken: BaseException | None = None
@@ -227,10 +231,13 @@ class Scanner:
                 del self._sightings[key]
                 if sighting.watch:
                     sighting.watch.cancel()
-                self._publish(sighting.device_id)
+                for device_id in sighting.filed:
+                    self._of[device_id].discard(sighting)
+                    self._publish(device_id)
         for key, (place, expected) in wanted.items():
             sighting = self._sightings.setdefault(key, _Sighting(place))
             sighting.expected = expected
+            self._file(sighting, expected)
             if sighting.watch is None:
                 sighting.watch = asyncio.create_task(self._keep_looking(sighting))
                 sighting.watch.add_done_callback(self._ended)
@@ -258,10 +265,11 @@ class Scanner:
                 sighting.forget()
                 sighting.failures += 1
                 _log.warning("%s: %s", sighting.place.key, error)
-            sighting.looked = True
+            first, sighting.looked = not sighting.looked, True
             for device_id in {before, sighting.device_id, sighting.expected}:
                 self._publish(device_id)
-            self._notify()
+            if first:
+                self._notify()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pause(sighting)):
                     await sighting.wake.wait()
@@ -288,6 +296,7 @@ class Scanner:
             info = await contact.client.info()
             device = self._device(info.ueid.hex())
             sighting.device_id, sighting.endpoint = info.ueid.hex(), contact.endpoint
+            self._file(sighting, sighting.device_id)
             sighting.enrolled = device is not None
             sighting.in_hand = device is not None and device.in_hand
             if device is None or not rules.may_attest(info, in_hand=sighting.in_hand):
@@ -344,9 +353,7 @@ class Scanner:
         """Rule 3."""
         device = self._device(device_id)
         in_hand = device is not None and device.in_hand
-        for sighting in self._sightings.values():
-            if device_id not in (sighting.device_id, sighting.expected):
-                continue
+        for sighting in self._claiming(device_id):
             look_now = device is not None and not in_hand and (sighting.in_hand or not sighting.enrolled)
             sighting.in_hand, sighting.enrolled = in_hand, device is not None
             if device is None or in_hand:
@@ -357,8 +364,10 @@ class Scanner:
                 sighting.failures = 0
                 sighting.wake.set()
         self._publish(device_id)
-        self._notify()
-        self._survey_wanted.set()
+        where = (device.address, device.endpoint, device.port) if device else ()
+        if self._where.get(device_id) != where:
+            self._where[device_id] = where
+            self._survey_wanted.set()
 
     def _judge_again(self, sighting: _Sighting, attestation: rules.Attestation) -> bool:
         """Evidence that holds no longer counts no longer. Returns True where new evidence is to be asked for."""
@@ -391,7 +400,7 @@ class Scanner:
         if not device_id:
             return
         device = self._device(device_id)
-        claims = [one for one in self._sightings.values() if one.device_id == device_id]
+        claims = [one for one in self._claiming(device_id) if one.device_id == device_id]
         claims.sort(key=lambda one: (one.listing is None, one.expected != device_id, one.place.key))
         best = claims[0] if claims else None
         before, listing = self.shown.get(device_id), best.listing if best else None
@@ -411,8 +420,16 @@ class Scanner:
 
     def _has_seen(self, device_id: str) -> bool:
         """Whether there is anything to say: other handlers report what they see, and nothing is said before a look."""
-        mine = (one for one in self._sightings.values() if device_id in (one.device_id, one.expected))
-        return device_id in self._looks or any(one.looked for one in mine)
+        return device_id in self._looks or any(one.looked for one in self._claiming(device_id))
+
+    def _file(self, sighting: _Sighting, device_id: str) -> None:
+        if device_id and device_id not in sighting.filed:
+            sighting.filed.add(device_id)
+            self._of.setdefault(device_id, set()).add(sighting)
+
+    def _claiming(self, device_id: str) -> list[_Sighting]:
+        """All places where the device says it is, or is enrolled to be."""
+        return [one for one in self._of.get(device_id, ()) if device_id in (one.device_id, one.expected)]
 
     def _notify(self) -> None:
         for subscription in self._subscriptions:
