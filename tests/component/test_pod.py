@@ -152,7 +152,8 @@ async def test_pod_updates_a_device(bench: Bench, pod: Pod, tmp_path: Path, netw
     code, result, judge = await pod.run(device, push(tmp_path, new_app("esp32s3"), "esp32s3"))
     assert (code, result.ok, result.reason) == (0, True, "Proven"), result
     assert judge.outcome is Outcome.PROVEN
-    assert pod.termination.stat().st_size <= 150 * 2
+    assert pod.termination.stat().st_size <= 4096
+    assert result.hardware is not None, "one device leaves room for what preflight read and for timings"
     assert judge.results[0].hardware is not None
     assert {"Writing", "Attesting", "Confirming"} <= judge.results[0].seconds.keys()
     await runs(device, "2.0.0")
