@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the discovery handler is told by the cluster, and what it writes there."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from attestation import keys
+from attestation.discovery.details import Transport
+from attestation.discovery.enrolled import EnrolledDevice, Look
+from attestation.discovery.rules import judge as judge_listing
+from attestation.errors import Code, Reject
+from flashjob.api.device import Device
+from flashjob.cluster.faults import Call
+from flashjob.cluster.kubeapi import ApiError
+from flashjob.cluster.resources import ATTESTATION_POLICIES, CONFIGURATIONS, DEVICES, FLASHTASKS
+from flashjob.sandbox.akri.instances import device_hash
+from flashjob.trust.cluster_store import ClusterTrust
+from flashjob.trust.discovery import ClusterEnrolment, Configurations, DeviceReports
+from flashjob.wire.base import b64url
+from tests.clusters import fake_cluster, until
+from tests.objects import device, flashtask
+from tests.unit.attestation.world import Minted, judge
+from tests.unit.discovery.test_rules import answer
+
+NS = "default"
+PHONE = Minted()
+ID = PHONE.ueid.hex()
+ANCHOR = {"coseKey": b64url(keys.encode_cose(PHONE.key("uds").public_key()))}
+
+
+def look(phone: Minted = PHONE, *, endpoint: str = "192.0.2.7:80", **context: Any) -> Look:
+    judged, listing = judge_listing(answer(), judge(phone, **context))
+    return Look(ID, endpoint, judged, listing)
+
+
+class World:
+    def __init__(self) -> None:
+        self.cluster = fake_cluster()
+        self.trust = ClusterTrust(self.cluster)
+        self.enrolment = ClusterEnrolment(self.trust)
+        self.configurations = Configurations(self.cluster, Transport.NETWORK, "node-a")
+        self.now = 1_800_000_000.0
+        self.reports = DeviceReports(self.cluster, self.trust, self.configurations, lambda: self.now)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for work in (self.trust.run(), self.configurations.reflector.run(), self.reports.run()):
+                group.create_task(work)
+
+    async def configure(self, name: str, details: str, handler: str = "flashjob-network") -> None:
+        asked = {"name": handler, "discoveryDetails": details}
+        body = {"metadata": {"name": name}, "spec": {"discoveryHandler": asked}}
+        await self.cluster.create(CONFIGURATIONS, NS, body)
+        await until(lambda: self.configurations.reflector.get(NS, name) is not None)
+
+    @property
+    def status(self) -> Any:
+        (obj,) = self.cluster.all(DEVICES)
+        return Device.parse(obj).status
+
+    def writes(self) -> int:
+        mine: list[Call] = [c for c in self.cluster.calls if (c.resource, c.subresource) == (DEVICES, "status")]
+        return len(mine)
+
+    async def wrote(self, count: int) -> None:
+        """All that is to be written is written, in this many requests."""
+        await until(lambda: self.writes() >= count)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert self.writes() == count
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    spec = {"trustAnchor": ANCHOR, "connection": {"network": {"address": "192.0.2.7:80"}}}
+    await world.cluster.create(DEVICES, NS, device("d", device_id=ID, **spec))
+    running = asyncio.create_task(world.run())
+    await world.trust.wait_ready()
+    await world.configurations.reflector.synced.wait()
+    yield world
+    running.cancel()
+
+
+async def test_what_is_enrolled(world: World) -> None:
+    assert world.enrolment.device(ID) == EnrolledDevice(ID, address="192.0.2.7:80")
+    assert world.enrolment.device("00" * 33) is None
+    hardware = {"hardware": {"chip": "esp32s3"}, "connection": {"serial": {"match": {"UDEV_DEVPATH": "/virtual/e"}}}}
+    other = "01" + "22" * 32
+    await world.cluster.create(DEVICES, NS, device("e", device_id=other, **hardware))
+    await until(lambda: world.enrolment.device(other) is not None)
+    found = world.enrolment.device(other)
+    assert found == EnrolledDevice(other, port={"UDEV_DEVPATH": "/virtual/e"}, chip="esp32s3")
+    assert {one.id for one in world.enrolment.devices()} == {ID, other}
+
+
+async def test_rule_1_quarantine_and_tasks(world: World) -> None:
+    heard: list[str] = []
+    world.enrolment.subscribe(heard.append)
+    quarantine = {"reason": "BootIdMismatch", "since": "2026-01-01T00:00:00Z"}
+    await world.cluster.patch_status(DEVICES, NS, "d", {"quarantine": quarantine}, field_manager="o")
+    await until(lambda: heard)
+    enrolled = world.enrolment.device(ID)
+    assert enrolled is not None
+    assert enrolled.withheld == "quarantined: BootIdMismatch"
+    await world.cluster.create(FLASHTASKS, NS, flashtask("t", device_id=ID))
+    one = {"attempt": 1, "grantId": "1" * 32, "fence": 1, "at": "2026-01-01T00:00:00Z"}
+    await world.cluster.patch_status(FLASHTASKS, NS, "t", {"report": {"permits": [one]}}, field_manager="g")
+    await until(lambda: (found := world.enrolment.device(ID)) is not None and found.in_hand)
+
+
+async def test_an_id_that_two_devices_claim_is_nobodys(world: World) -> None:
+    await world.cluster.create(DEVICES, NS, device("twin", device_id=ID, trustAnchor=ANCHOR))
+    await until(lambda: len(world.trust.devices) == 2)
+    with pytest.raises(Reject) as caught:
+        world.enrolment.device(ID)
+    assert caught.value.code is Code.STORE_INVALID
+    assert tuple(world.enrolment.devices()) == ()
+    world.reports.saw(look())
+    await world.wrote(0)
+
+
+async def test_rule_2_only_what_is_new_is_written(world: World) -> None:
+    world.reports.saw(look())
+    await world.wrote(1)
+    state = world.status.attestation
+    assert (state.accepted, state.application, state.version, state.boot_count) == (True, "porch", "2.0.0", 12)
+    assert world.status.endpoint == "192.0.2.7:80"
+    world.now += 60
+    world.reports.saw(look())
+    await world.wrote(1)
+    world.reports.saw(look(replace(PHONE, boot_count=13)))
+    await world.wrote(2)
+    world.reports.saw(Look(ID))  # withdrawn: nothing new is known, and the last verdict stays
+    await world.wrote(2)
+    assert world.status.attestation.boot_count == 13
+
+
+async def test_rule_2_a_rejection_replaces_every_claim(world: World) -> None:
+    world.reports.saw(look())
+    await world.wrote(1)
+    world.reports.saw(look(policy=None))
+    await world.wrote(2)
+    state = world.status.attestation
+    assert (state.accepted, state.code) == (False, "policy.missing")
+    assert (state.measurement, state.boot_count, state.policy_hash, state.slot_state) == (None, None, None, "")
+
+
+async def test_rule_3_the_instance_is_named_as_akri_names_it(world: World) -> None:
+    await world.configure("z-any", "list: Devices")
+    await world.configure("b-porch", "{list: Devices, applications: [porch]}")
+    await world.configure("a-garden", "{list: Devices, applications: [garden]}")
+    await world.configure("a-broken", "list: Everything")
+    await world.configure("a-foreign", "list: Devices", handler="udev")
+    world.reports.saw(look())
+    await world.wrote(1)
+    assert world.status.instance.configuration == "b-porch"
+    shared = Configurations(world.cluster, Transport.SERIAL, "node-a")
+    assert shared.instance(ID, "porch") is None
+    await world.cluster.delete(CONFIGURATIONS, NS, "b-porch")
+    await world.wrote(2)  # without a new look
+    assert world.status.instance.configuration == "z-any"
+    world.reports.saw(Look(ID))
+    await world.wrote(3)
+    assert world.status.instance is None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_rule_3_the_same_name_as_the_agents(shared: bool) -> None:
+    cluster = fake_cluster()
+    transport = Transport.NETWORK if shared else Transport.SERIAL
+    details = "list: Devices" if shared else "{list: Devices, serial: {ports: [/dev/x]}}"
+    configurations = Configurations(cluster, transport, "node-a")
+    body = {
+        "metadata": {"name": "c"},
+        "spec": {"discoveryHandler": {"name": transport.handler_name, "discoveryDetails": details}},
+    }
+    await cluster.create(CONFIGURATIONS, NS, body)
+    running = asyncio.create_task(configurations.reflector.run())
+    await configurations.reflector.synced.wait()
+    found = configurations.instance("dev_1", "porch")
+    assert found is not None
+    assert found.name == f"c-{device_hash('dev_1', 'node-a', shared=shared)}"
+    assert (found.name == "c-cb2ad7") is shared
+    running.cancel()
+
+
+async def test_rule_4_what_cannot_be_written_is_written_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashjob.trust.discovery._FIRST_PAUSE_SECONDS", 0.01)
+    world.cluster.fail(ApiError(0, "Unreachable", "no answer"), verb="patch", resource=DEVICES, times=2)
+    world.reports.saw(look())
+    world.reports.saw(look(replace(PHONE, boot_count=44)))
+    async with asyncio.timeout(5):
+        while world.status.attestation is None:
+            await asyncio.sleep(0.01)
+    assert world.status.attestation.boot_count == 44
+    await world.wrote(3)
+
+
+async def test_rule_4_a_refusal_is_not_repeated(world: World) -> None:
+    world.cluster.fail(ApiError(403, "Forbidden", "no right"), verb="patch", resource=DEVICES)
+    world.reports.saw(look())
+    await world.wrote(1)
+    assert world.status.attestation is None
+
+
+async def test_wake_touches_only_its_own(world: World) -> None:
+    await world.configure("mine", "nonsense")
+    await world.configure("other", "list: Devices", handler="udev")
+    world.cluster.fail(ApiError(409, "Conflict", "busy"), verb="patch", resource=CONFIGURATIONS, name="mine")
+    await world.configurations.wake()
+    await world.configurations.wake()
+    touched = [c["metadata"]["name"] for c in world.cluster.all(CONFIGURATIONS) if c["metadata"].get("annotations")]
+    assert touched == ["mine"]
+    assert ATTESTATION_POLICIES not in {call.resource for call in world.cluster.calls if call.verb == "patch"}
