@@ -32,8 +32,6 @@ from flashjob.wire.gateway import ProgressList, TaskProgress
 from flashjob.wire.pod import TOKEN_AUDIENCE, VIEWER_SERVICE_ACCOUNT
 from flashjob.wire.reasons import Reason
 
-_EVERY_SECONDS: Final = 1.0
-_AFTER_TROUBLE_SECONDS: Final = 5.0
 _REQUEST_SECONDS: Final = 3.0
 _REPLY_BYTES: Final = 8 * 1024 * 1024
 _RENEW_SECONDS: Final = 60
@@ -50,6 +48,7 @@ class Percent:
         on_trouble: told once, in one line.
         url: of the gateway; "" is the one in the ConfigMap.
         clock: seconds since the epoch.
+        every, after_trouble: seconds between two questions.
     """
 
     api: KubeApi
@@ -59,25 +58,27 @@ class Percent:
     on_trouble: Callable[[str], None]
     url: str = ""
     clock: Callable[[], float] = time.time
+    every: float = 1.0
+    after_trouble: float = 5.0
     found: Mapping[str, TaskProgress] = field(default_factory=dict)
     _token: Token | None = None
     _told: bool = False
 
     async def run(self) -> None:
-        """Ask once a second, until cancelled."""
+        """Ask again and again, until cancelled."""
         while True:
             try:
                 async with await self._session() as session:
                     while True:
                         items = (await self._ask(session)).items
                         self._keep({item.task: item for item in items})
-                        await asyncio.sleep(_EVERY_SECONDS)
+                        await asyncio.sleep(self.every)
             except FlashJobError as error:
                 self._trouble(error)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 self._trouble(FlashJobError(Reason.GATEWAY_UNAVAILABLE, f"{type(error).__name__}: {error}"))
             self._token = None
-            await asyncio.sleep(_AFTER_TROUBLE_SECONDS)
+            await asyncio.sleep(self.after_trouble)
 
     async def _session(self) -> aiohttp.ClientSession:
         """Rules 1 and 3."""

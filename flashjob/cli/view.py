@@ -36,6 +36,9 @@ from flashjob.wire.reasons import Reason, known
 
 WIDTH: Final = 100
 """Columns that every table of this module fits into."""
+_LIVE: Final = (18, 15, 20, 13, 16, 13)
+_CLOSING: Final = (17, 19, 22, 20, 18)
+"""Widths of columns; with a space between them, WIDTH at most."""
 _LIVE_ROWS: Final = 16
 _MEASURED: Final = 12
 _GOOD: Final = frozenset({Phase.SUCCEEDED, Phase.SKIPPED})
@@ -256,9 +259,8 @@ def live_table(found: Sequence[Row], title: str = "", limit: int = _LIVE_ROWS) -
     outer.add_column(max_width=WIDTH)
     if title:
         outer.add_row(Text(title, style="bold", no_wrap=True, overflow="ellipsis"))
-    outer.add_row(
-        _line(*(Text(name, style="dim") for name in ("device", "chip", "from → to", "phase", "", "root of trust")))
-    )
+    names = ("device", "chip", "from → to", "phase", "", "root of trust")
+    outer.add_row(_line(_LIVE, [Text(name, style="dim") for name in names]))
     for row in shown:
         outer.add_row(_live_line(row))
         if row.message and (row.phase not in _GOOD):
@@ -286,21 +288,17 @@ def _live_line(row: Row) -> Table:
     if row.percent is not None:
         progress = Table.grid(padding=(0, 1))
         progress.add_row(ProgressBar(100, row.percent, width=10), Text(f"{row.percent:>3} %"))
-    return _line(
-        Text(row.device, style="bold"),
-        Text(f"{row.chip} {row.transport.lower()}"),
-        Text(f"{was or '?'} → {becomes or '?'}"),
-        Text(row.phase.value, style=_STYLES.get(row.phase, "cyan")),
-        progress,
-        Text(row.root_of_trust),
-    )
+    phase = Text(row.phase.value, style=_STYLES.get(row.phase, "cyan"))
+    change = Text(f"{was or '?'} → {becomes or '?'}")
+    chip = Text(f"{row.chip} {row.transport.lower()}")
+    return _line(_LIVE, [Text(row.device, style="bold"), chip, change, phase, progress, Text(row.root_of_trust)])
 
 
-def _line(*cells: Text | Table) -> Table:
+def _line(widths: Sequence[int], cells: Iterable[Text | Table], *, fold: bool = False) -> Table:
     """Cells in columns of fixed width, so that lines above and below each other align."""
     line = Table.grid(padding=(0, 1))
-    for width in (18, 15, 20, 13, 16, 13):
-        line.add_column(width=width, no_wrap=True, overflow="ellipsis")
+    for width in widths:
+        line.add_column(width=width, no_wrap=not fold, overflow="fold" if fold else "ellipsis")
     line.add_row(*cells)
     return line
 
@@ -345,21 +343,21 @@ def _closed(task: FlashTask, device: Device | None) -> Closed:
 
 
 def closing_table(job: FlashJob, tasks: Iterable[FlashTask], devices: Mapping[str, Device]) -> Table:
-    """What became of every device, as read back from the API server; two lines each, and why where it is no success."""
-    table = Table(title=Text(summary(job), style="bold"), title_justify="left", width=WIDTH, show_lines=True)
-    table.add_column("device", ratio=18)
-    table.add_column("outcome", ratio=22)
-    table.add_column("runs, measured", ratio=20)
-    table.add_column("root of trust, not proven", ratio=21)
-    table.add_column("seconds", ratio=19)
+    """What became of every device, as read back from the API server; and why where it is no success."""
+    outer = Table.grid()
+    outer.add_column(max_width=WIDTH)
+    outer.add_row(Text(summary(job), style="bold"))
+    names = ("device", "outcome", "runs, measured", "root of trust", "seconds")
+    outer.add_row(_line(_CLOSING, [Text(name, style="dim") for name in names]))
     for entry in closed(tasks, devices):
-        style = _STYLES.get(entry.phase, "")
-        outcome = Text(entry.phase.value, style=f"bold {style}".strip())
-        outcome.append(f"\n{entry.reason}", style=style or "default")
+        outer.add_row(Text("─" * WIDTH, style="dim"))
+        style = _STYLES.get(entry.phase, "cyan")
+        outcome = Text(entry.phase.value, style=f"bold {style}").append(f"\n{entry.reason}", style=f"not bold {style}")
+        cells = [Text(entry.device, style="bold"), outcome, _runs(entry), _trust(entry), _times(entry)]
+        outer.add_row(_line(_CLOSING, cells, fold=True))
         if entry.phase not in _GOOD and entry.message:
-            outcome.append(f"\n{entry.message}", style="dim")
-        table.add_row(Text(entry.device), outcome, _runs(entry), _trust(entry), _times(entry))
-    return table
+            outer.add_row(Text(entry.message, style=style))
+    return outer
 
 
 def _runs(entry: Closed) -> Text:
@@ -371,9 +369,10 @@ def _runs(entry: Closed) -> Text:
 
 def _trust(entry: Closed) -> Text:
     trust = Text(entry.root_of_trust or "unknown")
-    if entry.measured:
-        left = f"not proven: {'; '.join(entry.unproven)}" if entry.unproven else "nothing left open"
-        trust.append(f"\n{left}", style="dim")
+    if entry.unproven:
+        trust.append(f"\nnot proven: {'; '.join(entry.unproven)}", style="dim")
+    elif entry.phase in _GOOD:
+        trust.append("\nnothing left open", style="dim")
     return trust
 
 
