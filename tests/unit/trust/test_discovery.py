@@ -77,7 +77,7 @@ class World:
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     world = World()
-    spec = {"trustAnchor": ANCHOR, "connection": {"network": {"address": "192.0.2.7:80"}}}
+    spec: dict[str, Any] = {"trustAnchor": ANCHOR, "connection": {"network": {"address": "192.0.2.7:80"}}}
     await world.cluster.create(DEVICES, NS, device("d", device_id=ID, **spec))
     running = asyncio.create_task(world.run())
     await world.trust.wait_ready()
@@ -89,7 +89,10 @@ async def world() -> AsyncIterator[World]:
 async def test_what_is_enrolled(world: World) -> None:
     assert world.enrolment.device(ID) == EnrolledDevice(ID, address="192.0.2.7:80")
     assert world.enrolment.device("00" * 33) is None
-    hardware = {"hardware": {"chip": "esp32s3"}, "connection": {"serial": {"match": {"UDEV_DEVPATH": "/virtual/e"}}}}
+    hardware: dict[str, Any] = {
+        "hardware": {"chip": "esp32s3"},
+        "connection": {"serial": {"match": {"UDEV_DEVPATH": "/virtual/e"}}},
+    }
     other = "01" + "22" * 32
     await world.cluster.create(DEVICES, NS, device("e", device_id=other, **hardware))
     await until(lambda: world.enrolment.device(other) is not None)
