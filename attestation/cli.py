@@ -122,7 +122,7 @@ def _explain(data: bytes) -> dict[str, dict[str, Any]]:
             "issuer": certificate.issuer.hex(),
             "subject": certificate.subject.hex(),
             "algorithm": certificate.message.alg.name,
-            "code": str(Measurement.of_hash(certificate.code_hash)),
+            "code": Measurement.of_hash(certificate.code_hash).full,
             "authority": certificate.authority_hash.hex(),
             "mode": certificate.mode.value,
         }
@@ -151,7 +151,7 @@ def _explain(data: bytes) -> dict[str, dict[str, Any]]:
         "boot": token.boot_count,
         "fence": token.fence,
         "owner keys": [key.hex() for key in token.owner_keys],
-        "data images": {label: str(value) for label, value in token.data_images.items()},
+        "data images": {label: value.full for label, value in token.data_images.items()},
         "addresses": list(token.addresses),
     }
     return content
@@ -173,8 +173,8 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
             "id": claims.ueid.hex(),
             "application": claims.application,
             "version": claims.version,
-            "measurement": str(claims.measurement),
-            "bootloader": str(claims.bootloader),
+            "measurement": claims.measurement.full,
+            "bootloader": claims.bootloader.full,
             "securityVersion": claims.secure_version,
             "bootId": claims.boot_id.hex(),
             "slotState": claims.slot_state.name,
@@ -225,7 +225,7 @@ def _measurement(value: str) -> Measurement:
         measurement = Measurement.of_hash(bytes.fromhex(digest))
     except ValueError as error:
         raise typer.BadParameter(f"--expect {value}: {error}") from error
-    if str(measurement) != value.lower():
+    if measurement.full != value.lower():
         raise typer.BadParameter(f"--expect {value}: {name} does not fit {len(digest) // 2} bytes")
     return measurement
 

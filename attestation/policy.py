@@ -111,8 +111,14 @@ class Measurement:
             raise ValueError(f"a code hash has 32, 48 or 64 bytes, not {len(value)}")
         return cls(_ALG_OF_LENGTH[len(value)], value)
 
-    def __str__(self) -> str:
+    @property
+    def full(self) -> str:
+        """``sha512:`` and the whole hash in hex: for files, options and machine-readable output."""
         return f"{_ALG_NAMES.get(self.alg, self.alg)}:{self.value.hex()}"
+
+    def __str__(self) -> str:
+        """For messages: the algorithm and the first 12 hex digits, as in ``sha512:71f78c84ea61...``."""
+        return f"{_ALG_NAMES.get(self.alg, self.alg)}:{self.value.hex()[:12]}..."
 
 
 class _Strict(BaseModel):

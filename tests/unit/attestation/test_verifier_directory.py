@@ -167,12 +167,13 @@ def run(store: TrustDirectory, evidence: bytes, *options: str, command: str = "v
 
 
 def test_attest_verify_says_proven(store: TrustDirectory) -> None:
-    result = run(store, DEVICE.evidence(), "--expect", str(DEVICE.measurement), "--boot-id", DEVICE.boot_id.hex())
+    result = run(store, DEVICE.evidence(), "--expect", DEVICE.measurement.full, "--boot-id", DEVICE.boot_id.hex())
     assert result.exit_code == cli.PROVEN, result.output
     assert "proven" in result.output
     content = json.loads(run(store, DEVICE.evidence(), "--json").output)
     assert content["accepted"]
     assert content["device"]["application"] == "porch"
+    assert content["device"]["measurement"] == DEVICE.measurement.full
     assert len(content["trail"]) == 16
 
 
@@ -215,6 +216,6 @@ def test_attest_explain_verifies_nothing_and_says_so(store: TrustDirectory) -> N
     assert result.exit_code == 0
     assert "Not verified" in result.output
     content = json.loads(run(store, DEVICE.evidence(), "--json", command="explain").output)
-    assert content["layer 1"]["code"] == str(DEVICE.measurement)
+    assert content["layer 1"]["code"] == DEVICE.measurement.full
     assert content["token"]["slot state"] == "VALID"
     assert run(store, b"garbage", command="explain").exit_code == cli.REJECTED
