@@ -22,6 +22,7 @@ class EnrolledDevice:
         endpoint: where it was last seen on the network; empty: nowhere.
         port: properties of the serial port it is behind; empty: not on a port.
         chip: its chip, as esp32s3; empty: not known.
+        at_work: a task prepares to write it: its serial port is left alone.
         in_hand: a task has its permit and no verdict yet: the device is not to be listed, nor to be talked to.
         withheld: why it is not to be listed though it may be talked to, as a quarantine; empty: nothing of the kind.
     """
@@ -31,6 +32,7 @@ class EnrolledDevice:
     endpoint: str = ""
     port: Mapping[str, str] = field(default_factory=dict)
     chip: str = ""
+    at_work: bool = False
     in_hand: bool = False
     withheld: str = ""
 

@@ -5,7 +5,7 @@ Who is attested and listed is decided in `rules`; this is the I/O around it. Rul
 
 1. Each place has one look at a time; at most `looks` places are looked at at once, each with a deadline.
 2. On the network a look is `info`, and evidence when due; places are looked at every `scan_seconds`. A serial port is
-   opened only when evidence is due, never while a task has its device in hand, and found anew every `ports_seconds`.
+   opened only when evidence is due, never while a task is at work on its device, and found anew every `ports_seconds`.
 3. A change of a device's enrolment, policy or tasks takes effect at once: evidence is judged again, a device in hand is
    withdrawn, one that was given back is looked at without delay.
 4. Who does not answer is asked again after 0.5 s, 1 s, 2 s and so on, on a serial port up to the attest interval.
@@ -289,7 +289,7 @@ class Scanner:
     async def _look(self, sighting: _Sighting) -> bool:
         """One look; returns False where there is reason to look again soon. Raises DeviceError or Reject."""
         owner = self._device(sighting.device_id or sighting.expected)
-        sighting.in_hand = owner is not None and owner.in_hand
+        sighting.in_hand = _hands_off(owner, sighting.place)
         if isinstance(sighting.place, PortPlace) and sighting.in_hand:
             return True
         async with sighting.place.reach() as contact:
@@ -298,7 +298,7 @@ class Scanner:
             sighting.device_id, sighting.endpoint = info.ueid.hex(), contact.endpoint
             self._file(sighting, sighting.device_id)
             sighting.enrolled = device is not None
-            sighting.in_hand = device is not None and device.in_hand
+            sighting.in_hand = _hands_off(device, sighting.place)
             if device is None or not rules.may_attest(info, in_hand=sighting.in_hand):
                 sighting.forget()
                 return device is None or sighting.in_hand
@@ -352,11 +352,11 @@ class Scanner:
     def _device_changed(self, device_id: str) -> None:
         """Rule 3."""
         device = self._device(device_id)
-        in_hand = device is not None and device.in_hand
         for sighting in self._claiming(device_id):
+            in_hand = _hands_off(device, sighting.place)
             look_now = device is not None and not in_hand and (sighting.in_hand or not sighting.enrolled)
             sighting.in_hand, sighting.enrolled = in_hand, device is not None
-            if device is None or in_hand:
+            if device is None or device.in_hand:
                 sighting.forget()
             elif sighting.attestation is not None:
                 look_now |= self._judge_again(sighting, sighting.attestation)
@@ -434,6 +434,11 @@ class Scanner:
     def _notify(self) -> None:
         for subscription in self._subscriptions:
             subscription.changed.set()
+
+
+def _hands_off(device: EnrolledDevice | None, place: Place) -> bool:
+    """Whether a task is not to be disturbed at this place (rule 2)."""
+    return device is not None and (device.in_hand or (device.at_work and isinstance(place, PortPlace)))
 
 
 def _behind(port: SerialPort, enrolled: Sequence[EnrolledDevice]) -> str:

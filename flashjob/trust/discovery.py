@@ -3,7 +3,8 @@
 
 Rules (tests name them):
 
-1. A quarantined device is withheld; a device that a task has in hand is neither asked nor listed (records.py, rule 3).
+1. A quarantined device is withheld; a device that a task has in hand is neither asked nor listed (records.py, rule 3);
+   from the start of a task's pod to its verdict the device's serial port is left alone.
 2. Of Device.status only `attestation`, `endpoint` and `instance` are written, together, and only when they say something
    new: time and wording alone are nothing new.
 3. `instance` is the Instance of the first Configuration, by name, that lists the device; its name is Akri's.
@@ -23,13 +24,14 @@ from attestation.discovery.enrolled import EnrolledDevice, Judged, Look
 from attestation.errors import Reject
 from attestation.verdict import Context, ExactNonce, IssuedNonce
 from flashjob.api.device import AttestationState, InstanceRef
+from flashjob.api.flashtask import Phase
 from flashjob.cluster.kubeapi import ApiError, KubeApi
 from flashjob.cluster.reflector import Key, Reflector
 from flashjob.cluster.resources import CONFIGURATIONS, DEVICES, Obj
 from flashjob.wire.target import Measurement
 
 from .cluster_store import ClusterTrust
-from .records import KnownDevice, read_device
+from .records import KnownDevice, KnownTask, read_device
 
 FIELD_MANAGER: Final = "flashjob-discovery-handler"
 ANNOTATION_WOKEN: Final = "flashjob.dev/handler-registered"
@@ -74,9 +76,15 @@ class ClusterEnrolment:
             endpoint=known.endpoint if network else "",
             port=dict(serial.match) if serial else {},
             chip=known.hardware.chip if known.hardware else "",
+            at_work=any(map(_at_work, self._trust.live_tasks(known.id))),
             in_hand=self._trust.in_hand(known.id),
             withheld=f"quarantined: {known.quarantine}" if known.quarantine else "",
         )
+
+
+def _at_work(task: KnownTask) -> bool:
+    """Whether a pod of the task may be about to use the device's port; after a verdict it has no more use for it."""
+    return task.live and task.phase not in (Phase.PENDING, Phase.REDISCOVERING) and task.verdict is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,10 @@ class World:
         }
         await self._create(FLASHTASKS, {"metadata": {"name": name, "namespace": SPACE}, "spec": spec})
 
+    async def phase(self, phase: str, name: str = "t1") -> None:
+        """The operator says where the task is."""
+        await self.cluster.patch_status(FLASHTASKS, SPACE, name, {"phase": phase}, field_manager="operator")
+
     async def permit(self, grant_id: str, name: str = "t1", attempt: int = 1) -> None:
         """The attempt has its permit."""
         one = {"attempt": attempt, "grantId": grant_id, "fence": attempt, "at": "2026-01-01T00:00:00Z"}

@@ -129,3 +129,23 @@ async def test_a_port_is_not_opened_at_every_scan(world: World) -> None:
     held.close()
     assert application._last_attest == asked
     assert len(stream.lists) == 1
+
+
+async def test_a_port_is_left_alone_from_the_start_of_a_pod(world: World, tmp_path: Path) -> None:
+    device = await world.bench.device("porch-1", app=b"")
+    await world.enroll(device, old_app("esp32s3"))
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    await world.begin(device, release.target)
+    await world.phase("Starting")
+    await world.start()
+    stream = world.discover(devices(world))
+    await stream.lists_only()
+    assert device.port is not None
+    for _ in range(10):  # a blank chip would be asked again and again
+        held = await open_port(str(device.port.link), wait_seconds=0)
+        held.close()
+        await asyncio.sleep(0.03)
+    device.factory_flash(old_app("esp32s3"))
+    device.reset()
+    await world.phase("Failed")
+    await stream.lists_only(device)
