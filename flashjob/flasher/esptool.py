@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the esptool program on one port and talks to it in JSON lines; see flasher/esptool_worker for its rules."""
+"""Starts the esptool program on one port and talks to it in JSON lines; see flasher/esptool_worker for its rules.
+
+What the program writes to its standard error (warnings of esptool, a traceback) never reaches the user's terminal: its
+last part is kept, shown in the message of an error, and logged line by line at level debug.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from types import TracebackType
 from typing import Self
@@ -27,6 +32,10 @@ from flashjob.wire.reasons import Reason, known
 
 _LINE_LIMIT = 4 * 1024 * 1024
 _EXIT_SECONDS = 2.0
+_KEPT_BYTES = 4096
+_SHOWN_CHARACTERS = 300
+
+log = logging.getLogger(__name__)
 
 
 class Esptool:
@@ -44,6 +53,8 @@ class Esptool:
     def __init__(self, port: str, *, baud: int = 460_800, chip: str = "", stub: bool = True) -> None:
         self._port, self._baud, self._chip, self._stub = port, baud, chip, stub
         self._process: asyncio.subprocess.Process | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._heard = bytearray()
         self.bytes_written = 0
 
     async def __aenter__(self) -> Self:
@@ -53,8 +64,11 @@ class Esptool:
             "flashjob.flasher.esptool_worker",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT,
         )
+        if self._process.stderr is not None:
+            self._listener = asyncio.create_task(self._listen(self._process.stderr))
         return self
 
     async def __aexit__(
@@ -95,6 +109,29 @@ class Esptool:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
         await process.wait()
+        await self._hear_out()
+
+    @property
+    def heard(self) -> str:
+        """The end of what the program said on its standard error, in one line; "" if it said nothing."""
+        lines = self._heard.decode("utf-8", "replace").split("\n")
+        return " | ".join(line.strip() for line in lines if line.strip())[-_SHOWN_CHARACTERS:]
+
+    async def _listen(self, stream: asyncio.StreamReader) -> None:
+        while said := await stream.read(_KEPT_BYTES):
+            log.debug("%s: %s", self._port, said.decode("utf-8", "replace").rstrip())
+            self._heard += said
+            del self._heard[:-_KEPT_BYTES]
+
+    async def _hear_out(self) -> None:
+        """The program has ended, and with it its standard error: let the rest arrive."""
+        if self._listener is not None:
+            await asyncio.wait([self._listener], timeout=_EXIT_SECONDS)
+            self._listener.cancel()
+            self._listener = None
+
+    def _with_heard(self, message: str) -> str:
+        return f"{message} (esptool said: {self.heard})" if self.heard else message
 
     async def _run(
         self,
@@ -137,8 +174,11 @@ class Esptool:
             elif isinstance(event, ErrorEvent):
                 self.bytes_written += event.bytes_written
                 reason = known(event.kind)
-                raise FlashJobError(event.kind, event.message, reason.next_step if reason else "see the pod's log")
-        raise problem(Reason.TRANSPORT_LOST, f"the esptool program ended in the middle of {verb} on {self._port}")
+                message = self._with_heard(event.message)
+                raise FlashJobError(event.kind, message, reason.next_step if reason else "see the pod's log")
+        await self._hear_out()
+        message = f"the esptool program ended in the middle of {verb} on {self._port}"
+        raise problem(Reason.TRANSPORT_LOST, self._with_heard(message))
 
 
 def _parse(line: bytes) -> object:
