@@ -62,7 +62,7 @@ def judge(task: Task, verdict: Verdict, found: bool, now: float) -> Ending | Awa
         now: seconds since the epoch.
     """
     if verdict.outcome is Outcome.REJECTED:
-        return failure(task, verdict.reason, f"{verdict.message} ({verdict.code})" if verdict.code else verdict.message)
+        return failure(task, verdict.reason, verdict.message)
     target = task.target
     if target is None or verdict.measurement is None or not _measures(verdict, task):
         return failure(task, Reason.MEASUREMENT_MISMATCH, "the verdict's measurement is none of the target's")

@@ -374,6 +374,17 @@ def test_outcome(judged: Task, found: bool, phase: Phase, reason: str, confirmed
     assert ending.message
 
 
+def test_outcome_rule_6_says_the_gateways_words_once() -> None:
+    message = "after the write: mode debug is not allowed (dice.mode)"
+    judged = reported("Rejected", reason="PolicyRejected", code="dice.mode", message=message)
+    assert judged.status.report is not None
+    assert judged.status.report.verdict is not None
+    ending = judge(judged, judged.status.report.verdict, False, T0 + 1)
+    assert isinstance(ending, Ending)
+    assert ending.message.startswith(message)
+    assert ending.message.count("(dice.mode)") == 1
+
+
 def test_outcome_rule_3() -> None:
     waiting = reported()
     assert waiting.status.report is not None
