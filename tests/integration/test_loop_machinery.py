@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machinery fails in the middle of a job: registry, gateway, operator, the job itself. Devices do not notice.
+
+What is awaited is an event, never a time: a permit in a task's report, the n-th change of a kind.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from .world import NEW, Obj, Place, World, condition, end_of, registry_down
+
+pytestmark = pytest.mark.integration
+FIVE = (
+    {"name": "one", "chip": "esp32s3"},
+    {"name": "two", "chip": "esp32c3"},
+    {"name": "three", "chip": "esp32s2"},
+    {"name": "four", "chip": "esp32c3", "transport": "serial"},
+    {"name": "five", "chip": "esp32s2", "transport": "serial"},
+)
+POINTS = 20
+DEFAULT_POINTS = 5
+
+
+def permits(task: Obj) -> list[Obj]:
+    found: list[Obj] = task.get("status", {}).get("report", {}).get("permits", [])
+    return found
+
+
+def first_permit(place: Place) -> str:
+    """The name of a task as soon as one has its permit."""
+    return place.until("flashtasks", lambda tasks: next((n for n, t in tasks.items() if permits(t)), None))
+
+
+def test_registry_down_and_back(world: World, place: Place) -> None:
+    place.start_fleet({"name": "yard", "chip": "esp32s3"})
+    image = world.push(place.namespace, world.plans(("esp32s3",), NEW), signer=world.signer())
+    with registry_down(world):
+        place.apply(place.device("yard", job="spring"), place.job("spring", image))
+        waiting = place.until(
+            "flashjobs",
+            lambda jobs: (
+                condition(jobs["spring"], "ArtifactVerified").get("reason") == "RegistryUnavailable" and jobs["spring"]
+            ),
+        )
+        assert condition(waiting, "Finished")["status"] == "False"
+        assert "Next: " in condition(waiting, "ArtifactVerified")["message"]
+        assert place.untouched("yard")
+    job = place.finished("spring")
+    assert condition(job, "Succeeded")["status"] == "True"
+    assert place.installs("yard") == 1
+
+
+def test_gateway_down_in_mid_job(world: World, place: Place) -> None:
+    place.start_fleet(*FIVE[:2])
+    image = world.push(place.namespace, world.plans(("esp32s3", "esp32c3"), NEW), signer=world.signer())
+    one_by_one = {"maxInFlight": 1, "retries": {"limit": 1, "backoffSeconds": 0}}
+    place.apply(*(place.device(name, job="spring") for name in ("one", "two")))
+    place.apply(place.job("spring", image, strategy=one_by_one))
+    begun = first_permit(place)
+    world.stack.stop(world.stack.gateway)
+    try:
+        waiting = place.until("flashtasks", lambda tasks: next(filter(held, tasks.values()), None))
+        assert waiting["metadata"]["name"] != begun
+        assert "Next: " in waiting["status"]["waiting"]["message"]
+        assert permits(waiting) == []
+    finally:
+        world.stack.start_gateway()
+    job = place.finished("spring", 120)
+    assert condition(job, "Succeeded")["status"] == "True", place.story()
+    assert [place.installs(name) for name in ("one", "two")] == [1, 1]
+
+
+def held(task: Obj) -> bool:
+    waiting: Obj = task.get("status", {}).get("waiting", {})
+    return bool(waiting.get("reason") == "GatewayUnready")
+
+
+def test_deleted_and_applied_again_while_the_old_children_exist(world: World, place: Place) -> None:
+    place.start_fleet(FIVE[3])
+    image = world.push(place.namespace, world.plans(("esp32c3",), NEW), signer=world.signer())
+    job = place.job("spring", image)
+    place.apply(place.device("four", job="spring"), job)
+    old = first_permit(place)
+    keep = '{"metadata":{"finalizers":["flashjob.test/keep"]}}'
+    place.kubectl("patch", "flashtask", old, "--type=merge", "-p", keep)
+    place.kubectl("delete", "flashjob", "spring", "--timeout=60s")
+    assert [task["metadata"]["name"] for task in place.items("flashtasks")] == [old]
+    assert place.installs("four") == 1, "what had its permit was left to finish"
+    place.apply(job)
+    again = place.finished("spring")
+    assert condition(again, "Succeeded")["status"] == "True"
+    tasks = {task["metadata"]["name"]: task for task in place.items("flashtasks")}
+    assert end_of(tasks.pop(old)) == ("Succeeded", "Proven")
+    assert [end_of(task) for task in tasks.values()] == [("Skipped", "AlreadyRunning")]
+    assert place.installs("four") == 1
+    place.kubectl("patch", "flashtask", old, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+
+
+@pytest.fixture(scope="module")
+def five(world: World) -> Iterator[Place]:
+    """Five devices that get one release after the other."""
+    with world.place() as place:
+        place.start_fleet(*FIVE)
+        place.apply(*(place.device(device["name"], job="all") for device in FIVE))
+        yield place
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(n, marks=[pytest.mark.slow] if n >= DEFAULT_POINTS else []) for n in range(POINTS)]
+)
+def test_operator_killed_anywhere_each_device_is_written_once(world: World, five: Place, point: int) -> None:
+    chosen = random.Random(point)
+    kind, most = chosen.choice((("flashjobs", 6), ("flashtasks", 20), ("flashtasks", 20), ("pods", 20)))
+    after = chosen.randint(1, most)
+    before = {device["name"]: five.installs(device["name"]) for device in FIVE}
+    version, name = f"3.0.{point}", f"kill-{point}"
+    chips = sorted({device["chip"] for device in FIVE})
+    image = world.push(
+        f"{five.namespace}/kill", world.plans(chips, version), tag=version, sequence=3 + point, signer=world.signer()
+    )
+    everyone = {"selector": {"matchLabels": {"update": "all"}}}
+    five.apply(five.job(name, image, devices=everyone))
+    changes = 0
+
+    def enough(objects: dict[str, Obj]) -> bool:
+        nonlocal changes
+        changes += 1
+        jobs = objects if kind == "flashjobs" else {}
+        over = name in jobs and condition(jobs[name], "Finished").get("status") == "True"
+        tasks = [t for t in objects.values() if t.get("spec", {}).get("job", {}).get("name") == name]
+        done = len(tasks) == len(FIVE) and all("finishedAt" in t.get("status", {}) for t in tasks)
+        pods = [p for p in objects.values() if p["metadata"].get("labels", {}).get("flashjob.dev/job") == name]
+        ended = len(pods) >= len(FIVE) and all(p["status"]["phase"] in ("Succeeded", "Failed") for p in pods)
+        return changes > after or over or done or ended
+
+    five.until(kind, enough)
+    operator = world.stack.operator
+    assert operator is not None
+    operator.send_signal(signal.SIGUSR1)  # the tether's word for SIGKILL
+    assert operator.wait(10) not in (None, 0)
+    world.restart_operator()
+    job = five.finished(name, 120)
+    assert condition(job, "Succeeded")["status"] == "True", (kind, after, five.story())
+    assert {end_of(task) for task in five.tasks(name).values()} == {("Succeeded", "Proven")}
+    assert {device: five.installs(device) - count for device, count in before.items()} == dict.fromkeys(before, 1)
