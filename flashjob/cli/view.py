@@ -128,7 +128,7 @@ def summary(job: FlashJob) -> str:
     kinds = ("Finished",) if is_true(status.conditions, "Finished") else ("Progressing", "Validated")
     of = next((c for kind in kinds if (c := find_condition(status.conditions, kind))), None)
     why = f": {of.message or of.reason}" if of is not None else ": not seen by the operator yet"
-    done = f", {status.progress} done" if status.progress else ""
+    done = f", {status.progress} done" if status.counts.total else ""
     return plain(f"{job.metadata.name}: {status.phase}{done}{why}")
 
 
@@ -258,9 +258,10 @@ def live_table(found: Sequence[Row], title: str = "", limit: int = _LIVE_ROWS) -
     outer = Table.grid()
     outer.add_column(max_width=WIDTH)
     if title:
-        outer.add_row(Text(title, style="bold", no_wrap=True, overflow="ellipsis"))
+        outer.add_row(Text(title, style="bold"))
     names = ("device", "chip", "from → to", "phase", "", "root of trust")
-    outer.add_row(_line(_LIVE, [Text(name, style="dim") for name in names]))
+    if shown:
+        outer.add_row(_line(_LIVE, [Text(name, style="dim") for name in names]))
     for row in shown:
         outer.add_row(_live_line(row))
         if row.message and (row.phase not in _GOOD):

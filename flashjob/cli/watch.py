@@ -34,7 +34,7 @@ from flashjob.planning.names import job_label
 from flashjob.wire.pod import LABEL_JOB
 
 from .percent import Percent
-from .view import Row, closing_json, closing_table, exit_code, live_table, plain, row_json, rows, summary
+from .view import WIDTH, Row, closing_json, closing_table, exit_code, live_table, plain, row_json, rows, summary
 from .wait import NOT_IN_TIME, JobWatch, follow
 
 _REDRAW_SECONDS: Final = 0.1
@@ -134,9 +134,10 @@ class _Screen:
         self._live = live
 
     def __call__(self, job: FlashJob, found: list[Row]) -> None:
-        # Two lines for each device, and a few for title, head and caption.
-        fits = max(1, (self._live.console.height - 4) // 2)
-        self._live.update(live_table(found, summary(job), fits), refresh=True)
+        # Two lines for each device, and some for title, head and caption.
+        title = summary(job)
+        fits = max(1, (self._live.console.height - 4 - len(title) // WIDTH) // 2)
+        self._live.update(live_table(found, title, fits), refresh=True)
 
 
 class _Lines:

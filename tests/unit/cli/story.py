@@ -79,7 +79,12 @@ def finished(good: bool) -> dict[str, Any]:
     """A FlashJob's status at its end."""
     reason = "AllProven" if good else "MeasurementMismatch"
     ends = {"Finished": ("True", reason), "Succeeded": (str(good), reason), "Failed": (str(not good), reason)}
-    return {"phase": "Succeeded" if good else "Failed", "progress": "1/1", "conditions": conditions(**ends)}
+    return {
+        "phase": "Succeeded" if good else "Failed",
+        "progress": "1/1",
+        "counts": {"total": 1},
+        "conditions": conditions(**ends),
+    }
 
 
 def permit(attempt: int = 1, seconds: float = 5) -> dict[str, Any]:

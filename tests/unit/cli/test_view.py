@@ -162,6 +162,12 @@ def test_live_table_says_why_and_since_when() -> None:
     assert "DeviceBusy since 12:01:01: held by lab/other" in shown(live_table([row(task(status={"waiting": waiting}))]))
 
 
+def test_live_table_without_a_device_says_why_in_full() -> None:
+    why = "why " * 60 + "and what to do"
+    text = shown(live_table([], why))
+    assert text.split() == why.split()
+
+
 def test_live_table_puts_work_first_and_counts_the_rest() -> None:
     done = {"phase": "Succeeded", "reason": "Proven", "finishedAt": at(9)}
     tasks = [task(f"t{n}", f"d{n:02}", status=done) for n in range(30)] + [task("t", "zz")]
