@@ -3,7 +3,8 @@
 
 Rules (tests name them):
 
-1. A name is resolved at every look; the device is reached at one IP address, and that is what it is judged by.
+1. A name is resolved at every look; the device is reached at the first of its IP addresses that takes a connection,
+   and that one is what it is judged by.
 2. A serial port is opened only under the locks that a flash takes too; another holder is waited for at most 5 s, and the
    port is given back within `SERIAL_SECONDS`, so that a flash never waits longer than that for us.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from attestation.device_http import HttpDevice
-from attestation.device_protocol import DeviceClient, DeviceError
+from attestation.device_protocol import CONNECT_SECONDS, DeviceClient, DeviceError
 from attestation.device_serial import SerialDevice
 from attestation.discovery.addresses import Address
 from attestation.discovery.ports import SerialPort
@@ -100,10 +101,19 @@ Place = NetworkPlace | PortPlace
 
 
 async def _resolve(address: Address) -> Address:
+    """The first IP address of the name that takes a connection (rule 1)."""
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        answers = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise DeviceError("Unreachable", f"{address}: the name cannot be resolved: {error}") from error
-    host = str(found[0][4][0]).partition("%")[0]
-    return Address(str(ipaddress.ip_address(host)), address.port)
+    hosts = dict.fromkeys(str(ipaddress.ip_address(str(answer[4][0]).partition("%")[0])) for answer in answers)
+    for host in hosts:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, writer = await asyncio.open_connection(host, address.port)
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        return Address(host, address.port)
+    raise DeviceError("Unreachable", f"{address}: none of {', '.join(hosts)} takes a connection")

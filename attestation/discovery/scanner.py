@@ -234,6 +234,7 @@ class Scanner:
                 for device_id in sighting.filed:
                     self._of[device_id].discard(sighting)
                     self._publish(device_id)
+                sighting.filed.clear()
         for key, (place, expected) in wanted.items():
             sighting = self._sightings.setdefault(key, _Sighting(place))
             sighting.expected = expected
@@ -268,6 +269,11 @@ class Scanner:
             first, sighting.looked = not sighting.looked, True
             for device_id in {before, sighting.device_id, sighting.expected}:
                 self._publish(device_id)
+            for device_id in sighting.filed - {sighting.device_id, sighting.expected}:
+                sighting.filed.discard(device_id)  # whoever claims many names is on file under one
+                self._of[device_id].discard(sighting)
+                if not self._of[device_id]:
+                    del self._of[device_id]
             if first:
                 self._notify()
             with suppress(TimeoutError):

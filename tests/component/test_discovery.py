@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from attestation.device_protocol import Request, encode_info
 from attestation.discovery.details import Transport
 from attestation.policy import RootOfTrust
 from firmware_pipeline.esp import builder
 from flashjob.cluster.resources import DEVICES as DEVICES_RESOURCE
 from flashjob.virtual.adversaries import LosesConfirm, OtherDevicesEvidence, ReplaysEvidence
 from flashjob.virtual.device import VirtualDevice
+from flashjob.virtual.replies import Reply
 from flashjob.wire.gateway import Outcome
 
 from .bench import Bench, BenchJudge, assignment, new_app, old_app, push, signed
@@ -302,3 +304,35 @@ async def test_what_is_not_seen_here_is_not_reported(world: World) -> None:
     await world.change_device(device, suspended=True)
     await world.attested(seen)
     assert world.status(device) == {"instance": instance}
+
+
+async def test_a_name_is_resolved_and_the_device_is_judged_by_its_address(world: World) -> None:
+    device = await world.bench.device(network=True)
+    await world.enroll(device, old_app("esp32s3"), address="")
+    await world.start()
+    stream = world.discover(f"{{list: Devices, network: {{static: ['localhost:{device.server.port}']}}}}")
+    await stream.lists_only(device)
+    listing = stream.listing(device)
+    assert listing is not None
+    assert listing.endpoint == device.server.address
+
+
+async def test_who_claims_many_names_is_on_file_under_one(world: World) -> None:
+    device = await world.bench.device(network=True)
+    assert device.application is not None
+    handle, told = device.application.handle, 0
+
+    def lie(request: Request, body: bytes) -> Reply:
+        nonlocal told
+        said = device.application.info() if device.application else None
+        if said is None or request is not Request.INFO:
+            return handle(request, body)
+        told += 1
+        return Reply(200, encode_info(said.model_copy(update={"ueid": b"\x01" + bytes([told]) * 32})))
+
+    device.application.handle = lie  # type: ignore[method-assign]
+    await world.start()
+    stream = world.discover(f"{{list: Devices, network: {{static: ['{device.server.address}']}}}}")
+    await until(lambda: told > 5, "several looks")
+    assert len(world.scanner._of) <= 2
+    assert stream.now == {}
