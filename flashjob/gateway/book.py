@@ -14,6 +14,7 @@ A device id that two Devices claim is held for both (IdentityConflict): nothing 
 import asyncio
 import contextlib
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -38,6 +39,8 @@ from .case import Case, PermitRecord, Subject
 from .record import at_stage
 from .service import Clock, Conflict, Gathered
 from .tokens import Caller, KeySet, identify
+
+log = logging.getLogger(__name__)
 
 FIELD_MANAGER: Final = "flashjob-gateway"
 FLASHER_SELECTOR: Final = f"{LABEL_COMPONENT}=flasher"
@@ -129,7 +132,8 @@ class CaseBook:
         while self.keys is None:
             try:
                 self.keys = KeySet(await self.api.get_raw("/openid/v1/jwks"))
-            except ApiError:
+            except (ApiError, FlashJobError) as error:
+                log.warning("no token can be checked yet: %s", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 10.0)
 

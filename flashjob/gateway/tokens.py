@@ -3,7 +3,8 @@
 
 Rules (tests name them):
 
-1. The token is a JWT signed RS256 or ES256 by a key of the issuer's JWKS; `none` and HMAC algorithms do not exist here.
+1. The token is a JWT signed RS256 or ES256 by a key of the issuer's JWKS. The key alone says which of the two: what
+   the token's header claims must equal it, so `none`, HMAC and mixed-up algorithms do not exist here.
 2. Issuer and audience are exactly the expected ones.
 3. `nbf` and `exp` are present and bracket `now`, with five seconds of leeway for clocks.
 4. A flashing pod's token is bound to a pod: namespace, ServiceAccount, pod name and pod UID are all present.
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from flashjob.errors import FlashJobError
 from flashjob.wire.reasons import Reason
 
-_ALGORITHMS: Final = ["RS256", "ES256"]
 _LEEWAY_SECONDS: Final = 5
 _MAX_TOKEN_CHARACTERS: Final = 8192
 
@@ -34,17 +36,28 @@ class Caller:
 
 
 class KeySet:
-    """The issuer's public keys, by key id.
+    """The issuer's public keys, by key id; keys of other kinds than RSA and P-256 are left out.
 
     Args:
         jwks: the document served at the issuer's `jwks_uri` (RFC 7517 section 5).
+
+    Raises:
+        FlashJobError: GatewayUnavailable, it holds no key that could be used.
     """
 
     def __init__(self, jwks: dict[str, Any]) -> None:
-        self._keys = {key.key_id: key.key for key in jwt.PyJWKSet.from_dict(jwks).keys if key.key_id}
+        try:
+            found = jwt.PyJWKSet.from_dict(jwks).keys
+        except (jwt.PyJWTError, AttributeError, TypeError, ValueError) as error:
+            raise _no_keys(str(error)) from error
+        self._keys = {
+            key.key_id: (key.key, algorithm) for key in found if key.key_id and (algorithm := _algorithm(key.key))
+        }
+        if not self._keys:
+            raise _no_keys("no RSA or P-256 key with a key id")
 
-    def get(self, key_id: str | None) -> Any | None:
-        """The key of this id, or None."""
+    def get(self, key_id: str | None) -> tuple[Any, str] | None:
+        """The key of this id with its one algorithm, or None."""
         return self._keys.get(key_id) if key_id else None
 
 
@@ -64,13 +77,14 @@ def identify(token: str, keys: KeySet, *, issuer: str, audience: str, now: float
     if len(token) > _MAX_TOKEN_CHARACTERS:
         raise _refused("it is too long")
     try:
-        key = keys.get(jwt.get_unverified_header(token).get("kid"))
-        if key is None:
+        found = keys.get(jwt.get_unverified_header(token).get("kid"))
+        if found is None:
             raise _refused("it is signed by a key that the API server does not publish")
+        key, algorithm = found
         claims: dict[str, Any] = jwt.decode(
             token,
             key=key,
-            algorithms=_ALGORITHMS,
+            algorithms=[algorithm],
             audience=audience,
             issuer=issuer,
             options={
@@ -80,10 +94,10 @@ def identify(token: str, keys: KeySet, *, issuer: str, audience: str, now: float
                 "verify_iat": False,
             },
         )
-    except jwt.PyJWTError as error:
+    except (jwt.PyJWTError, UnicodeError, RecursionError) as error:
         raise _refused(f"{type(error).__name__}") from error
     not_before, expires = claims["nbf"], claims["exp"]
-    if not isinstance(expires, int) or not isinstance(not_before, int):
+    if type(expires) is not int or type(not_before) is not int:  # bool is an int, too
         raise _refused("its times are no integers")
     if not not_before - _LEEWAY_SECONDS <= now < expires + _LEEWAY_SECONDS:
         raise _refused("it is expired or not yet valid")
@@ -95,6 +109,13 @@ def pod_bound(caller: Caller) -> Caller:
     if not caller.pod_uid:
         raise _refused("it is not bound to a pod")
     return caller
+
+
+def _algorithm(key: Any) -> str:
+    """What this key signs; "" for kinds that are not used here."""
+    if isinstance(key, RSAPublicKey):
+        return "RS256"
+    return "ES256" if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1) else ""
 
 
 def _caller(bound: object) -> Caller:
@@ -112,6 +133,12 @@ def _caller(bound: object) -> Caller:
     if not isinstance(pod.get("name"), str) or not isinstance(pod.get("uid"), str):
         raise _refused("it names half a pod")
     return Caller(bound["namespace"], account["name"], pod["name"], pod["uid"])
+
+
+def _no_keys(why: str) -> FlashJobError:
+    return FlashJobError(
+        Reason.GATEWAY_UNAVAILABLE, f"the API server's jwks cannot be used: {why}", "kubectl get --raw /openid/v1/jwks"
+    )
 
 
 def _refused(why: str) -> FlashJobError:
