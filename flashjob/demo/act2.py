@@ -24,9 +24,12 @@ from flashjob.sandbox.stack import Stack
 
 from .fleet_process import FleetProcess
 from .materials import APP_A, APP_B, APP_OFFSET, DemoDevice, Materials
+from .real_firmware import RealImage
 
 NAMESPACE: Final = "default"
 PULL_SECRET: Final = "registry-login"
+NEW: Final = "2.0.0"
+"""The version of which there may be real images."""
 LISTED_SECONDS: Final = 60.0
 
 
@@ -47,7 +50,7 @@ class Stage:
     stack: Stack
     fleet: FleetProcess
     login: Login
-    firmware: Path | None = None
+    firmware: Mapping[str, RealImage] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -102,7 +105,10 @@ class Stage:
         return done.stdout
 
     def configurations(self) -> None:
-        """What Akri shall look for: ports; devices running application A or B, on serial lines and on the network."""
+        """What Akri shall look for: ports; devices running application A or B, on serial lines and on the network.
+
+        A device is listed by the name that it certifies. Real firmware certifies its own, so that is looked for, too.
+        """
         ports = {"ports": [f"{self.directory / 'fleet'}/*"]}
         static = {"static": [self.fleet.devices[d.name].address for d in self.devices if d.transport == "network"]}
         wanted = {
@@ -111,6 +117,9 @@ class Stage:
             "yard": ("flashjob-network", {"list": "Devices", "network": static, "applications": [APP_A]}),
             "cellar": ("flashjob-network", {"list": "Devices", "network": static, "applications": [APP_B]}),
         }
+        if named := sorted({image.name for image in self.firmware.values()} - {APP_A, APP_B}):
+            wanted["real-serial"] = ("flashjob-serial", {"list": "Devices", "serial": ports, "applications": named})
+            wanted["real-network"] = ("flashjob-network", {"list": "Devices", "network": static, "applications": named})
         self.stack.apply(
             *(
                 _object(
@@ -153,10 +162,8 @@ class Stage:
         return self.digests[f"{name}:{version}"]
 
     def _image(self, chip: str, name: str, version: str) -> Path:
-        if self.firmware is not None and (name, version) == (APP_A, "2.0.0"):
-            real = self.materials.real_images(self.firmware, [chip])
-            if chip in real:
-                return real[chip]
+        if chip in self.firmware and (name, version) == (APP_A, NEW):
+            return self.materials.real_image(self.firmware[chip].path, chip)
         return self.materials.image(chip, name, version)
 
     def job(self, name: str, image: str, labels: Mapping[str, str], **more: Any) -> None:

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation import keys
 from firmware_pipeline.esp import builder
-from firmware_pipeline.esp.image import parse_image
 from firmware_pipeline.esp.measurement import measure
 from flashjob.virtual import secure_boot
 from flashjob.virtual.profile import Tier
@@ -112,16 +111,12 @@ class Materials:
             path.write_bytes(secure_boot.sign(data, secure_boot.maker_key(MAKER_SECRET.encode())))
         return path
 
-    def real_images(self, directory: Path, chips: Iterable[str]) -> dict[str, Path]:
-        """Application images of a directory, one for each chip that has one; for the others nothing."""
-        wanted, found = set(chips), dict[str, Path]()
-        for path in sorted(directory.glob("*-app.bin")):
-            chip = parse_image(path.read_bytes()).chip.target
-            if chip in wanted and chip not in found:
-                signed = self.root / "images" / f"{chip}-real.bin"
-                signed.write_bytes(secure_boot.sign(path.read_bytes(), secure_boot.maker_key(MAKER_SECRET.encode())))
-                found[chip] = signed
-        return found
+    def real_image(self, image: Path, chip: str) -> Path:
+        """A real application image, signed for secure boot by the maker's key as `image` does."""
+        signed = self.root / "images" / f"{chip}-real.bin"
+        if not signed.exists():
+            signed.write_bytes(secure_boot.sign(image.read_bytes(), secure_boot.maker_key(MAKER_SECRET.encode())))
+        return signed
 
     def policy(self, name: str, chips: Iterable[str]) -> dict[str, Any]:
         """The spec of an AttestationPolicy for these chips: see this module's docstring.

@@ -27,6 +27,7 @@ from . import act1
 from .act2 import Stage
 from .fleet_process import FleetProcess
 from .materials import Materials, cast
+from .real_firmware import real_images
 from .scenarios import SCENARIOS, Outcome, Watch, private_keys_in_cluster
 
 ALL: Final = tuple(SCENARIOS)
@@ -72,6 +73,10 @@ async def play(
     Raises:
         FlashJobError: something could not be brought up; what, where, and what to do next.
     """
+    devices = cast(options.devices)
+    firmware = real_images(options.firmware, [d.chip for d in devices]) if options.firmware else {}
+    for image in firmware.values():
+        console.print(f"real firmware for {image.chip}: {image.path} (calls itself {image.name!r})", highlight=False)
     materials = Materials.make(options.directory / "materials")
     with ThreadPoolExecutor(1) as pool, build_progress(console) as progress:
         compiled = pool.submit(
@@ -96,13 +101,10 @@ async def play(
             audit_log=options.directory / "audit.log",
         )
     with sandbox:
-        devices = cast(options.devices)
         (options.directory / "fleet").mkdir(exist_ok=True)
         with FleetProcess(materials.fleet(devices, options.directory / "fleet"), options.directory / "fleet") as fleet:
             stack = Stack(sandbox, materials.key("grant"), materials.key("listing"))
-            stage = Stage(
-                options.directory, console, materials, devices, sandbox, stack, fleet, login, options.firmware
-            )
+            stage = Stage(options.directory, console, materials, devices, sandbox, stack, fleet, login, firmware)
             with report.step("operator, gateway, handlers"):
                 await asyncio.to_thread(stack.up)
                 stage.publish_login()

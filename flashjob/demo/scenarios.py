@@ -11,14 +11,13 @@ from flashjob.api.flashtask import FlashTask
 from flashjob.cluster.kubeapi import KubeApi, list_all
 from flashjob.cluster.resources import DEVICES, FLASHJOBS, FLASHTASKS, INSTANCES, Obj
 
-from .act2 import NAMESPACE, Stage, until
+from .act2 import NAMESPACE, NEW, Stage, until
 from .materials import APP_A, APP_B
 
 Watch = Callable[[KubeApi, str], Awaitable[None]]
 """Shows a job until it is finished."""
 
 FINISHED_SECONDS: Final = 240.0
-NEW: Final = "2.0.0"
 NEXT: Final = "2.1.0"
 
 
@@ -71,7 +70,13 @@ async def repurpose(stage: Stage, api: KubeApi, watch: Watch) -> list[Outcome]:
     device = next(d for d in stage.devices if d.transport == "network")
     stage.say(f"\n[bold]Repurpose[/]: {device.name} turns from {APP_A} into {APP_B}")
     before = await api.get(DEVICES, NAMESPACE, device.name)
-    await until(api, INSTANCES, lambda found: _listed(found, before) == ["yard"], 60, f"{device.name} under yard")
+    await until(
+        api,
+        INSTANCES,
+        lambda found: _listed(found, before) in (["yard"], ["real-network"]),
+        60,
+        f"{device.name} listed",
+    )
     stage.push(APP_B, NEW, 2)
     stage.job("yard-to-cellar", f"{APP_B}:{NEW}", {"device": device.name})
     tasks = await finished(stage, api, "yard-to-cellar", watch)
