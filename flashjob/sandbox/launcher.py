@@ -6,7 +6,7 @@ the API server's port is the only one. Authorization is RBAC; admission is the A
 ServiceAccount. Every identity has credentials of its own: `admin` a token, the components and nodes client
 certificates, service accounts tokens from TokenRequest.
 
-Order: etcd, API server, controller manager and scheduler start; the three clients of etcd stop before etcd, because an
+Order: etcd and API server start; once the server is ready, controller manager and scheduler; the three clients of etcd stop before etcd, because an
 API server whose etcd is gone does not end.
 """
 
@@ -117,8 +117,12 @@ class ControlPlane:
             port = free_port()
             plane = cls(state_dir, binary, authority, token, f"https://127.0.0.1:{port}")
             try:
-                plane._launch(port, audit_log, apiserver_arguments)
-                plane._wait_ready(ready_seconds)
+                deadline = time.monotonic() + ready_seconds
+                plane._launch_server(port, audit_log, apiserver_arguments)
+                plane._wait_for("/readyz", "ok", deadline)
+                # Not before: the controller manager gives up when no API server is healthy within ten seconds.
+                plane._launch_controllers()
+                plane._wait_for("/api/v1/namespaces/default/serviceaccounts/default", "", deadline)
             except FlashJobError as error:
                 plane.stop()
                 if attempt + 1 == PORT_ATTEMPTS or ADDRESS_IN_USE not in error.message:
@@ -149,7 +153,7 @@ class ControlPlane:
         log.unlink(missing_ok=True)
         self.programs.append(Program.start(name, command, self.lifeline, log=log, cwd=self.state_dir / "etcd"))
 
-    def _launch(self, port: int, audit_log: Path | None, apiserver_arguments: Sequence[str]) -> None:
+    def _launch_server(self, port: int, audit_log: Path | None, apiserver_arguments: Sequence[str]) -> None:
         pki = self.state_dir / "pki"
         kubelet_client = self.authority.issue("kubelet-client", KUBELET_CLIENT)
         public_key, private_key = self.authority.service_account_keys()
@@ -199,6 +203,8 @@ class ControlPlane:
             *audit,
             *apiserver_arguments,
         )
+
+    def _launch_controllers(self) -> None:
         for name, user, arguments in (
             (
                 "kube-controller-manager",
@@ -225,28 +231,25 @@ class ControlPlane:
                 *arguments,
             )
 
-    def _wait_ready(self, seconds: float) -> None:
-        """Ready: /readyz says so, and the controller manager has made the first service account."""
-        deadline = time.monotonic() + seconds
-        for path, wanted in (("/readyz", "ok"), ("/api/v1/namespaces/default/serviceaccounts/default", "")):
-            answer = "nothing yet"
-            while True:
-                for program in self.programs:
-                    program.require_running()
-                try:
-                    response = self._session.get(self.url + path, timeout=5)
-                    answer = response.text
-                    if response.ok and (not wanted or answer == wanted):
-                        break
-                except requests.RequestException as error:
-                    answer = str(error)
-                if time.monotonic() > deadline:
-                    raise FlashJobError(
-                        "ControlPlaneNotReady",
-                        f"GET {path} was not answered as expected within {seconds:.0f} s; last answer: {answer[:500]}",
-                        f"read the logs in {self.state_dir / 'logs'}",
-                    )
-                time.sleep(_POLL_SECONDS)
+    def _wait_for(self, path: str, wanted: str, deadline: float) -> None:
+        """Until a path is answered with success, and with `wanted` if that is not empty."""
+        answer = "nothing yet"
+        while True:
+            self.require_running()
+            try:
+                response = self._session.get(self.url + path, timeout=5)
+                answer = response.text
+                if response.ok and (not wanted or answer == wanted):
+                    return
+            except requests.RequestException as error:
+                answer = str(error)
+            if time.monotonic() > deadline:
+                raise FlashJobError(
+                    "ControlPlaneNotReady",
+                    f"GET {path} was not answered as expected in time; last answer: {answer[:500]}",
+                    f"read the logs in {self.state_dir / 'logs'}",
+                )
+            time.sleep(_POLL_SECONDS)
 
     def require_running(self) -> None:
         """Raise `ProgramEnded` if any component has ended by itself."""
