@@ -6,8 +6,9 @@ Rules (tests name them):
 1. Every path but /healthz and /readyz wants a bearer token. A pod's token opens only the tasks that the pod's
    annotation names while the pod lives and the device's Lease is held for that attempt; the viewer's token opens only
    GET /v1/progress of its own namespace.
-2. A body is at most 16 KiB of JSON, exactly the model of its path; anything else is 400.
-3. A refusal is 403 (who) or 409 (what) with a Problem; 503 means that the gateway itself is in trouble: ask again.
+2. A body is at most 16 KiB (else 413) of JSON, exactly the model of its path; anything else is 400, naming the field.
+3. A refusal is 403 (who) or 409 (what); 503 means that the gateway itself is in trouble: ask again. Every answer of
+   400 and above is a Problem, also where there is no such path (404, 405) or the gateway has a bug (500).
 4. Nothing secret is logged: no token, no evidence.
 """
 
@@ -42,7 +43,19 @@ from .tokens import Caller, pod_bound
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 16 * 1024
+_TASK: Final = "/v1/tasks/{task:[a-z0-9.-]{1,253}}"
 M = TypeVar("M", bound=WireModel)
+
+
+class Malformed(FlashJobError):
+    """A request that is none of this version (rule 2)."""
+
+    def __init__(self, error: ValidationError) -> None:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        super().__init__(
+            Reason.INTERNAL_ERROR, f"{where}: {first['msg']}", "use a flasher image of the gateway's version"
+        )
 
 
 class Doorkeeper(Protocol):
@@ -95,13 +108,13 @@ class Door:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/v1/progress", self._progress_of_job),
-                web.get("/v1/tasks/{task}/address", self._address),
-                web.post("/v1/tasks/{task}/nonce", self._nonce),
-                web.post("/v1/tasks/{task}/permit", self._permit),
-                web.post("/v1/tasks/{task}/evidence", self._evidence),
-                web.post("/v1/tasks/{task}/confirm", self._confirm),
-                web.post("/v1/tasks/{task}/progress", self._progress),
-                web.post("/v1/tasks/{task}/result", self._result),
+                web.get(f"{_TASK}/address", self._address),
+                web.post(f"{_TASK}/nonce", self._nonce),
+                web.post(f"{_TASK}/permit", self._permit),
+                web.post(f"{_TASK}/evidence", self._evidence),
+                web.post(f"{_TASK}/confirm", self._confirm),
+                web.post(f"{_TASK}/progress", self._progress),
+                web.post(f"{_TASK}/result", self._result),
             ]
         )
         return app
@@ -122,7 +135,7 @@ class Door:
 
     async def _read(self, request: web.Request, model: type[M]) -> tuple[Caller, str, M]:
         caller = pod_bound(self._caller(request))
-        body = model.model_validate_json(await request.read())
+        body = await _parsed(request, model)
         task = request.match_info["task"]
         attempt: int = body.attempt  # type: ignore[attr-defined]
         self._keeper.assigned(caller, task, attempt)
@@ -150,7 +163,7 @@ class Door:
 
     async def _progress(self, request: web.Request) -> web.Response:
         caller = pod_bound(self._caller(request))
-        body = Progress.model_validate_json(await request.read())
+        body = await _parsed(request, Progress)
         task = request.match_info["task"]
         job = self._keeper.assigned(caller, task, body.attempt)
         self._board.put(caller.namespace, job, task, body)
@@ -174,13 +187,20 @@ class Door:
         return _reply(ProgressList(items=self._board.of_job(caller.namespace, request.query.get("job", ""))))
 
 
+async def _parsed(request: web.Request, model: type[M]) -> M:
+    try:
+        return model.model_validate_json(await request.read())
+    except ValidationError as error:
+        raise Malformed(error) from error
+
+
 def _reply(model: WireModel) -> web.Response:
     return web.Response(text=model.model_dump_json(by_alias=True, exclude_none=True), content_type="application/json")
 
 
-def _problem(status: int, problem: Problem) -> web.Response:
-    body = problem.model_dump_json(by_alias=True)
-    return web.Response(status=status, text=body, content_type="application/json")
+def _problem(status: int, reason: str, message: str, next_step: str = "", retryable: bool = False) -> web.Response:
+    problem = Problem(reason=reason, message=message[:1024], next_step=next_step[:512], retryable=retryable)
+    return web.json_response(text=problem.model_dump_json(by_alias=True), status=status)
 
 
 @web.middleware
@@ -191,15 +211,22 @@ async def _problems(
     try:
         return await handler(request)
     except Refused as error:
-        log.info("refused %s: %s", request.path, error.message)
-        return _problem(409, error.problem)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        return _problem(400, Problem(reason=str(Reason.INTERNAL_ERROR), message=f"{where}: {first['msg']}"[:1024]))
+        log.info("refused %s: %s", request.rel_url.raw_path, error.message)
+        return _problem(409, error.reason, error.message, error.next_step, error.retryable)
+    except Malformed as error:
+        return _problem(400, error.reason, error.message, error.next_step)
     except FlashJobError as error:
-        log.info("turned away %s: %s", request.path, error.message)
+        log.info("turned away %s: %s", request.rel_url.raw_path, error.message)
         status = 503 if known(error.reason) is Reason.GATEWAY_UNAVAILABLE else 403
+        return _problem(status, error.reason, error.message, error.next_step)
+    except web.HTTPRequestEntityTooLarge:
+        return _problem(413, Reason.INTERNAL_ERROR, f"the body exceeds {MAX_BODY_BYTES} bytes")
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
         return _problem(
-            status, Problem(reason=str(error.reason), message=error.message[:1024], next_step=error.next_step[:512])
+            error.status, Reason.INTERNAL_ERROR, f"{request.method} {request.rel_url.raw_path[:200]}: {error.reason}"
         )
+    except Exception:  # the last line of the door: whatever it is, the pod gets a Problem and asks again
+        log.exception("%s %s", request.method, request.rel_url.raw_path)
+        return _problem(500, Reason.INTERNAL_ERROR, "the gateway has a bug; its log says which")
