@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from attestation.anchors import DeviceAnchor
 from attestation.directory import TrustDirectory
 from attestation.policy import AttestationPolicySpec
 from firmware_pipeline import api
@@ -74,12 +75,13 @@ async def flash_one(
         )
         try:
             device_id, chip = await _who(wish, transport)
+            anchor = _anchor(trust, device_id)
         except BaseException:
             await transport.close()
             raise
         try:
             with trust.locked(bytes.fromhex(device_id)):
-                return await _flash(wish, trust, transport, device_id, chip, Path(folder), console, listener)
+                return await _flash(wish, trust, transport, anchor, chip, Path(folder), console, listener)
         finally:
             await transport.close()
 
@@ -96,22 +98,36 @@ async def _who(wish: Wish, transport: Transport) -> tuple[str, str]:
     return wish.device or info.ueid.hex(), wish.chip or by_id(info.chip_id).target
 
 
+def _anchor(trust: TrustDirectory, device_id: str) -> DeviceAnchor:
+    """Rule 1: what was looked up."""
+    anchor = trust.by_ueid(bytes.fromhex(device_id))
+    if anchor is None:
+        raise FlashJobError(
+            Reason.DEVICE_NOT_ENROLLED,
+            f"{trust.root} has no trust anchor of device {device_id}",
+            Reason.DEVICE_NOT_ENROLLED.next_step,
+        )
+    return anchor
+
+
 async def _flash(
     wish: Wish,
     trust: TrustDirectory,
     transport: Transport,
-    device_id: str,
+    anchor: DeviceAnchor,
     chip: str,
     folder: Path,
     console: Console,
     listener: Listener,
 ) -> tuple[DeviceResult, Verdict | None]:
-    entry = trust.device(bytes.fromhex(device_id)) or {}
-    anchor = trust.by_ueid(bytes.fromhex(device_id))
-    policy = trust.policy(anchor.policy) if anchor else None
-    if anchor is None or policy is None:
+    device_id = anchor.ueid.hex()
+    entry = trust.device(anchor.ueid) or {}
+    policy = trust.policy(anchor.policy)
+    if policy is None:
         raise FlashJobError(
-            Reason.POLICY_MISSING, f"device {device_id} has no trust anchor or no policy in {trust.root}", "enroll it"
+            Reason.POLICY_MISSING,
+            f"policy {anchor.policy} of device {device_id} is not in {trust.root}",
+            f"write {trust.root}/policies/{anchor.policy}.yaml",
         )
     store, target = await asyncio.to_thread(_open_verified, wish, trust, policy, anchor.policy, chip)
     console.print(

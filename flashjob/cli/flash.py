@@ -19,7 +19,9 @@ from flashjob.errors import FlashJobError
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult
 from flashjob.wire.pod import Before, Safety
-from flashjob.wire.reasons import Reason
+from flashjob.wire.reasons import Reason, known
+
+from .main import show
 
 app = typer.Typer(add_completion=False)
 
@@ -62,16 +64,24 @@ def flash(
     console = Console(stderr=as_json)
     try:
         result, verdict = asyncio.run(flash_one(wish, console))
-    except Reject as reject:
-        raise FlashJobError(Reason.EVIDENCE_INVALID, str(reject), f"check the trust directory {wish.trust}") from reject
-    except PipelineError as error:
-        raise FlashJobError(str(error.reason), error.message, error.next_step) from error
+    except (FlashJobError, PipelineError, Reject) as error:
+        show(Console(stderr=True), _refusal(error, wish))
+        raise typer.Exit(ExitCode.REFUSED) from error
     if as_json:
         body: dict[str, Any] = {"result": result.dump(), "verdict": verdict.dump() if verdict else None}
         typer.echo(json.dumps(body, sort_keys=True))
     else:
         _print(console, result, verdict)
     raise typer.Exit(int(exit_code(result, verdict)))
+
+
+def _refusal(error: FlashJobError | PipelineError | Reject, wish: Wish) -> FlashJobError:
+    """Nothing was begun: why, and what to do next."""
+    if isinstance(error, FlashJobError):
+        return error
+    if isinstance(error, PipelineError):
+        return FlashJobError(str(error.reason), error.message, error.next_step)
+    return FlashJobError(Reason.EVIDENCE_INVALID, str(error), f"check the trust directory {wish.trust}")
 
 
 def _print(console: Console, result: DeviceResult, verdict: Verdict | None) -> None:
@@ -87,4 +97,7 @@ def _print(console: Console, result: DeviceResult, verdict: Verdict | None) -> N
         table.add_row("root of trust", verdict.root_of_trust)
         table.add_row("not proven", "; ".join(verdict.unproven) or "nothing is left open")
     table.add_row("written", f"{result.bytes_written} bytes")
+    why = known(reason)
+    if code is not ExitCode.DONE and why is not None:
+        table.add_row("next", why.next_step)
     console.print(table, highlight=False)

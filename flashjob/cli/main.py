@@ -47,15 +47,20 @@ def run(name: str, arguments: list[str]) -> int:
         app: typer.Typer = importlib.import_module(COMMANDS[command][0]).app
         typer.main.get_command(app).main(rest, prog_name=f"{name} {command}")
     except FlashJobError as error:
-        console.print(f"[bold red]{error.reason}[/]: {escape(error.message)}", highlight=False, soft_wrap=True)
-        if error.next_step:
-            console.print(f"Next: {escape(error.next_step)}", highlight=False, soft_wrap=True)
+        show(console, error)
         return int(ExitCode.FAILED)
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return int(ExitCode.DONE)
+
+
+def show(console: Console, error: FlashJobError) -> None:
+    """What went wrong and what to do next."""
+    console.print(f"[bold red]{error.reason}[/]: {escape(error.message)}", highlight=False, soft_wrap=True)
+    if error.next_step:
+        console.print(f"Next: {escape(error.next_step)}", highlight=False, soft_wrap=True)
 
 
 def _help(name: str) -> None:
