@@ -39,12 +39,19 @@ class DiscoveryHandler:
         scanner: knows what is to be listed; `run` runs it.
         directory: where the agent's registration socket is; the handler's own socket is made beside it.
         wake: awaited after each registration, to wake Configurations.
+        wanted: whether there are Configurations that want this handler.
     """
 
-    def __init__(self, scanner: Scanner, directory: Path, wake: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        scanner: Scanner,
+        directory: Path,
+        wake: Callable[[], Awaitable[None]],
+        wanted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._scanner = scanner
         self._directory = directory
-        self._wake = wake
+        self._wake, self._wanted = wake, wanted
         self.socket = directory / f"{scanner.transport.handler_name}.sock"
 
     async def run(self) -> None:
@@ -59,9 +66,12 @@ class DiscoveryHandler:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._scanner.run())
-                group.create_task(stay_registered(self._directory, registration, self._wake))
+                group.create_task(stay_registered(self._directory, registration, self._wake, self._forgotten))
         finally:
             await server.stop(None)
+
+    def _forgotten(self) -> bool:
+        return self._wanted() and not self._scanner.subscribed
 
     async def Discover(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The rpc: one stream of whole lists for one Configuration."""

@@ -7,7 +7,9 @@ Rules (tests name them):
    looked at every second, and only another file leads to another registration (each one makes the agent open one more
    Discover per Configuration).
 2. Where there is no agent, or it refuses, it is tried again after 0.2 s, 0.4 s and so on, at most 10 s.
-3. The agent's HTTP/2 refuses a socket path as authority: the channel names ``localhost``.
+3. An agent that could not reach the handler once forgets it without a word: while Configurations want this handler and
+   no stream is open, it registers again every `LONELY_SECONDS`.
+4. The agent's HTTP/2 refuses a socket path as authority: the channel names ``localhost``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from attestation.discovery.akri_v0 import discovery_pb2, discovery_pb2_grpc
 
 SOCKET_NAME: Final = "agent-registration.sock"
 LOOK_SECONDS: Final = 1.0
+LONELY_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LAST_PAUSE_SECONDS: Final = 10.0
 _CALL_SECONDS: Final = 10.0
@@ -49,7 +52,10 @@ class Registration:
 
 
 async def stay_registered(
-    directory: Path, registration: Registration, registered: Callable[[], Awaitable[None]]
+    directory: Path,
+    registration: Registration,
+    registered: Callable[[], Awaitable[None]],
+    forgotten: Callable[[], bool] = lambda: False,
 ) -> None:
     """Register, and register again with each new agent, until cancelled.
 
@@ -57,12 +63,17 @@ async def stay_registered(
         directory: where the agent's socket is, or will be.
         registration: what to tell.
         registered: awaited after each registration.
+        forgotten: whether Configurations want this handler and no stream is open (rule 3).
     """
     socket = directory / SOCKET_NAME
     known: tuple[int, int] | None = None
-    pause = _FIRST_PAUSE_SECONDS
+    pause, lonely = _FIRST_PAUSE_SECONDS, 0.0
     while True:
         found = _identity(socket)
+        lonely = lonely + LOOK_SECONDS if found == known and forgotten() else 0.0
+        if lonely > LONELY_SECONDS:
+            _log.warning("Configurations want %s, but the agent does not ask for it", registration.name)
+            known, lonely = None, 0.0
         if found is None or found == known:
             await asyncio.sleep(LOOK_SECONDS)
             continue

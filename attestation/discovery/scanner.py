@@ -173,6 +173,11 @@ class Scanner:
         return subscription.details.list == "Ports" or all(sighting.looked for sighting in self._sightings.values())
 
     @property
+    def subscribed(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._subscriptions)
+
+    @property
     def interval(self) -> float:
         """The shortest attest interval that anybody asked for, seconds."""
         asked = [one.details.attestIntervalSeconds for one in self._subscriptions if one.details.list == "Devices"]

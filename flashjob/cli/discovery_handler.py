@@ -55,7 +55,7 @@ def discovery_handler(
                 log.info("%s: %d devices known", role.handler_name, len(trust.devices))
                 reports = DeviceReports(api, trust, configurations, time.time)
                 scanner = Scanner(role, ClusterEnrolment(trust), reports, key)
-                handler = DiscoveryHandler(scanner, directory.resolve(), configurations.wake)
+                handler = DiscoveryHandler(scanner, directory.resolve(), configurations.wake, configurations.wanted)
                 group.create_task(reports.run())
                 group.create_task(handler.run())
         finally:

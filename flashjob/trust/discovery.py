@@ -142,6 +142,10 @@ class Configurations:
             except ApiError as error:
                 _log.warning("Configuration %s/%s not woken: %s", known.namespace, known.name, error)
 
+    def wanted(self) -> bool:
+        """Whether there are Configurations that this handler can follow."""
+        return any(known.details is not None for known in self.reflector.values())
+
     def instance(self, device_id: str, application: str) -> InstanceRef | None:
         """Rule 3."""
         lists = sorted(

@@ -108,7 +108,9 @@ class World:
             reports = DeviceReports(self.cluster, self.trust, configurations, time.time)
             self.scanner = Scanner(self.transport, ClusterEnrolment(self.trust), reports, KEY, pace=self.pace)
             group.create_task(reports.run())
-            group.create_task(DiscoveryHandler(self.scanner, self.directory, configurations.wake).run())
+            group.create_task(
+                DiscoveryHandler(self.scanner, self.directory, configurations.wake, configurations.wanted).run()
+            )
 
     async def stop_handler(self) -> None:
         if self._running is not None:

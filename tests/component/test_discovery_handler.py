@@ -124,7 +124,7 @@ async def test_a_stream_that_ends_gives_its_places_up(world: World) -> None:
 
 
 async def test_the_agent_is_called_localhost(tmp_path: Path) -> None:
-    """Rule 3 of registration, seen on the wire: :authority is "localhost", plain or in HPACK's Huffman code."""
+    """Rule 4 of registration, seen on the wire: :authority is "localhost", plain or in HPACK's Huffman code."""
     seen = bytearray()
     found = asyncio.Event()
 
@@ -148,3 +148,15 @@ async def test_the_agent_is_called_localhost(tmp_path: Path) -> None:
     finally:
         task.cancel()
         server.close()
+
+
+async def test_rule_3_an_agent_that_forgot_is_told_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attestation.discovery.registration.LONELY_SECONDS", 0.5)
+    await world.configure("mine", DEVICES)
+    await world.start()  # and the agent does not ask
+    assert await asyncio.wait_for(world.registered.get(), 10) == world.endpoint
+    await world.discover(DEVICES).lists_only()
+    while not world.registered.empty():
+        world.registered.get_nowait()
+    await asyncio.sleep(2.2)
+    assert world.registered.empty()
