@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flashjob.errors import FlashJobError
+from flashjob.wire.lock import Holder
 
 from .kubeapi import ApiError, KubeApi
 from .resources import LEASES, Obj
@@ -24,30 +25,6 @@ ANNOTATION_DEVICE: Final = "flashjob.dev/device"
 """On the Lease: namespace/name of the Device it was made for."""
 LABEL_DEVICE_LOCK: Final = "flashjob.dev/device-lock"
 """On the Lease, value "true": tells these Leases from all others."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a device: one attempt of one task."""
-
-    namespace: str
-    task: str
-    attempt: int
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.task}/{self.attempt}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Holder | None":
-        """Read it back; None for "" (nobody).
-
-        Raises:
-            ValueError: it is neither empty nor namespace/task/attempt.
-        """
-        if not text:
-            return None
-        namespace, task, attempt = text.split("/")
-        return cls(namespace, task, int(attempt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +55,16 @@ class DeviceLease:
         device = (metadata.get("annotations") or {}).get(ANNOTATION_DEVICE, "")
         if not device:
             raise ValueError(f"Lease {metadata['name']} names no Device in {ANNOTATION_DEVICE}")
+        held = spec.get("holderIdentity") or ""
+        holder = Holder.parse(held)
+        if held and holder is None:
+            raise ValueError(f"Lease {metadata['name']} is held by {held!r}, which is no task attempt")
         return cls(
             metadata.get("namespace", ""),
             metadata["name"],
             metadata["resourceVersion"],
             device,
-            Holder.parse(spec.get("holderIdentity") or ""),
+            holder,
             spec.get("leaseTransitions") or 0,
             spec.get("acquireTime") or "",
         )

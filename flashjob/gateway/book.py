@@ -25,13 +25,14 @@ from attestation.nonce import SIZE as NONCE_SIZE
 from attestation.verdict import ExactNonce
 from flashjob.api.flashtask import FlashTask, Phase, Report
 from flashjob.cluster.kubeapi import ApiError, KubeApi
-from flashjob.cluster.lease import LABEL_DEVICE_LOCK, DeviceLease, Holder, lease_name
+from flashjob.cluster.lease import LABEL_DEVICE_LOCK, DeviceLease, lease_name
 from flashjob.cluster.reflector import Reflector
 from flashjob.cluster.resources import FLASHJOBS, FLASHTASKS, LEASES, PODS, Obj
 from flashjob.errors import FlashJobError
 from flashjob.trust.cluster_store import ClusterTrust
 from flashjob.trust.records import KnownDevice
 from flashjob.wire.gateway import Outcome, Progress
+from flashjob.wire.lock import Holder
 from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, LABEL_COMPONENT
 from flashjob.wire.reasons import Reason
 

@@ -28,6 +28,7 @@ from flashjob.planning.decisions import Decisions, NewTask, Patch, Start
 from flashjob.planning.names import job_label, pod_name
 from flashjob.planning.state import Job, Pod
 from flashjob.planning.timeouts import active_deadline_seconds
+from flashjob.wire.lock import Holder
 from flashjob.wire.pod import LABEL_JOB, Assignment, Assignments, TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.workloads.pod import Owner, Placement, PodSettings, build_pod, owner_reference
@@ -146,13 +147,13 @@ class Applier:
                     name=held.name,
                     resource_version=held.resource_version,
                     device="/".join(held.owner),
-                    holder=locks.Holder.parse(held.holder),
+                    holder=Holder.parse(held.holder),
                     transitions=held.transitions,
                     acquire_time=micro(held.acquired_at) if held.acquired_at else "",
                 )
             if lease.device != owner:
                 lease = await locks.adopt(self.api, lease, owner)
-            holder = locks.Holder(task.namespace, task.name, start.attempt)
+            holder = Holder(task.namespace, task.name, start.attempt)
             taken = await locks.take(self.api, lease, holder, micro(self.now()))
         except ApiError as error:
             if error.conflict or error.not_found:

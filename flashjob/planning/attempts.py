@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flashjob.api.flashtask import Permit
+from flashjob.wire.lock import Holder
 
-from .names import Holder
 from .state import Lease, Pod, Task
 
 

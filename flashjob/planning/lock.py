@@ -16,12 +16,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flashjob.wire.lock import Holder
 from flashjob.wire.pod import Timeouts
 from flashjob.wire.reasons import Reason
 
 from .attempts import last_over, permits
 from .messages import refuse
-from .names import Holder
 from .state import Device, Key, Lease, Pod, Refusal, Task
 from .timeouts import MARGIN, unseen_deadline
 

@@ -3,13 +3,11 @@
 
 1. A task: `<job>-<16 base32 of SHA-256(job UID, device id)>`. The UID keeps a job and its re-applied namesake apart.
 2. A pod: `<task>-<attempt>`.
-3. A device's Lease: `fj-<32 base32 of SHA-256(device id)>`; holder `<namespace>/<task>/<attempt>`.
-4. A label value holds at most 63 characters: a longer job name keeps its head and ends in a hash of the whole.
+3. A label value holds at most 63 characters: a longer job name keeps its head and ends in a hash of the whole.
 """
 
 import base64
 import hashlib
-from dataclasses import dataclass
 from typing import Final
 
 _LABEL_LIMIT: Final = 63
@@ -31,34 +29,8 @@ def pod_name(task: str, attempt: int) -> str:
     return f"{task}-{attempt}"
 
 
-def lease_name(device_id: str) -> str:
-    """Rule 3."""
-    return f"fj-{_base32(device_id, length=32)}"
-
-
 def job_label(job: str) -> str:
-    """Rule 4: the value of the label flashjob.dev/job."""
+    """Rule 3: the value of the label flashjob.dev/job."""
     if len(job) <= _LABEL_LIMIT:
         return job
     return f"{job[:46]}-{_base32(job, length=16)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Whose attempt holds a device's Lease."""
-
-    namespace: str
-    task: str
-    attempt: int
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.task}/{self.attempt}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Holder | None":
-        """The holder of a Lease; None where there is none, or it is not of our making."""
-        namespace, _, rest = text.partition("/")
-        task, _, attempt = rest.rpartition("/")
-        if not namespace or not task or not attempt.isdecimal() or not attempt.isascii():
-            return None
-        return cls(namespace, task, int(attempt))

@@ -6,8 +6,8 @@ the API server's port is the only one. Authorization is RBAC; admission is the A
 ServiceAccount. Every identity has credentials of its own: `admin` a token, the components and nodes client
 certificates, service accounts tokens from TokenRequest.
 
-Order: etcd and API server start; once the server is ready, controller manager and scheduler; the three clients of etcd stop before etcd, because an
-API server whose etcd is gone does not end.
+Order: etcd and API server start; once the server is ready, controller manager and scheduler. The
+three clients of etcd stop before etcd, because an API server whose etcd is gone does not end.
 """
 
 from __future__ import annotations

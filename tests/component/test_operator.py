@@ -113,7 +113,7 @@ async def test_at_most_eight_writes_per_device(world: World) -> None:
 
 
 def world_lease(board: Board) -> str:
-    from flashjob.planning.names import lease_name
+    from flashjob.cluster.lease import lease_name
 
     return lease_name(board.id)
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from flashjob.cluster.fake import FakeCluster
 from flashjob.cluster.kubeapi import ApiError
-from flashjob.cluster.lease import DeviceLease, Holder, adopt, ensure, lease_name, take
+from flashjob.cluster.lease import DeviceLease, adopt, ensure, lease_name, take
 from flashjob.cluster.resources import LEASES
 from flashjob.errors import FlashJobError
+from flashjob.wire.lock import Holder
 from tests.objects import DEVICE_ID
 
 NOW = "2026-01-02T03:04:05.000000Z"
@@ -67,9 +68,14 @@ async def test_a_foreign_lease_is_not_read_as_ours(cluster: FakeCluster) -> None
 
 
 @pytest.mark.parametrize("text", ["a", "a/b", "a/b/c", "a/b/1/2"])
-def test_a_holder_that_is_not_ours_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):
-        Holder.parse(text)
+async def test_a_lease_held_by_somebody_unknown_is_not_read_as_free(cluster: FakeCluster, text: str) -> None:
+    lease = {
+        "metadata": {"name": "fj-x", "annotations": {"flashjob.dev/device": "ns/d"}},
+        "spec": {"holderIdentity": text},
+    }
+    made = await cluster.create(LEASES, "system", lease)
+    with pytest.raises(ValueError, match="no task attempt"):
+        DeviceLease.read(made)
 
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)

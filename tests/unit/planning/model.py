@@ -8,9 +8,10 @@ from typing import Any
 from flashjob.api.device import DeviceStatus
 from flashjob.api.flashjob import FlashJobSpec, FlashJobStatus
 from flashjob.api.flashtask import FlashTaskStatus
+from flashjob.cluster.lease import lease_name
 from flashjob.planning.clock import seconds, stamp
 from flashjob.planning.decisions import Decisions, NewTask, Patch, Start
-from flashjob.planning.names import Holder, lease_name, pod_name
+from flashjob.planning.names import pod_name
 from flashjob.planning.state import (
     Admission,
     Device,
@@ -27,6 +28,7 @@ from flashjob.planning.state import (
 )
 from flashjob.planning.timeouts import active_deadline_seconds
 from flashjob.wire.gateway import DeviceResult, Stage
+from flashjob.wire.lock import Holder
 from flashjob.wire.target import Measurement, Target
 
 T0 = 1_767_225_600.0

@@ -23,6 +23,7 @@ from flashjob.planning.progress import AttemptEnds, Ends, Idle, Lost, Runs, asse
 from flashjob.planning.rediscovery import rediscovered
 from flashjob.planning.state import Admission, Device, Instance, Lease, Listing, Pod, Policy, Refusal, Task
 from flashjob.wire.gateway import DeviceResult
+from flashjob.wire.lock import Holder
 from flashjob.wire.pod import Before, Safety, Timeouts, TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Measurement
@@ -98,13 +99,13 @@ def test_names_fit_and_differ(name: str, uid: object, device_id: bytes) -> None:
     assert len(names.pod_name(made, 100)) <= 253
     assert made != names.task_name(name, f"{uid}x", device_id.hex())
     assert len(names.job_label(name)) <= 63
-    holder = names.Holder("farm", made, 7)
-    assert names.Holder.parse(str(holder)) == holder
+    holder = Holder("farm", made, 7)
+    assert Holder.parse(str(holder)) == holder
 
 
 @pytest.mark.parametrize("text", ["", "x", "a/b", "a/b/c", "a/b/-1", "/b/1", "a//1"])
 def test_foreign_holders_are_none(text: str) -> None:
-    assert names.Holder.parse(text) is None
+    assert Holder.parse(text) is None
 
 
 @given(st.integers(0, 4_000_000_000))
