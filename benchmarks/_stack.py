@@ -51,6 +51,8 @@ class Update:
     """Seconds from the pod's creation, as below."""
     running_to_permit: float
     """Seconds, both ends as a watch at the API server shows them."""
+    stages: dict[str, float]
+    """Seconds of each stage, as the pod saw them."""
     whole: float
     """Seconds from applying the job to its condition Finished."""
     writes: Counter[str]
@@ -91,6 +93,7 @@ def stack(report: Report, root: Path) -> None:
             report.figure(f"stack.{transport}.job_seconds", [update.whole for update in own])
             report.figure(f"stack.{transport}.created_to_permit_seconds", [u.created_to_permit for u in own])
             report.figure(f"stack.{transport}.running_to_permit_seconds", [u.running_to_permit for u in own])
+            report.figure(f"stack.{transport}.stage_seconds", [update.stages for update in own])
             report.figure(f"stack.{transport}.writes", dict(sorted(own[-1].writes.items())))
             permit = statistics.median(update.running_to_permit for update in own)
             report.bar(f"running pod to permit, {transport}, seconds", permit, "<=", 2.0, wall_clock=True)
@@ -123,6 +126,7 @@ def demo(report: Report) -> None:
     seconds = time.monotonic() - begun
     if done.returncode:
         raise RuntimeError(f"the demo ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+    report.figure("demo.step_seconds", json.loads(done.stdout)["seconds"])
     report.bar("warm demo, seconds", seconds, "<=", 90.0, wall_clock=True)
 
 
@@ -169,7 +173,8 @@ def _update(world: World, place: Place, name: str, transport: str, image: str) -
     writes = _writes(audit, start, task, world, place)
     place.kubectl("delete", "flashjob", name)
     place.until("pods", lambda pods: not pods or None)
-    return Update(transport, permit.at - created.at, permit.at - running.at, whole, writes)
+    stages: dict[str, float] = task["status"]["seconds"]
+    return Update(transport, permit.at - created.at, permit.at - running.at, stages, whole, writes)
 
 
 class _Seen:
