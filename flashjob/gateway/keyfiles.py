@@ -31,6 +31,8 @@ def load_keys(grant_key: Path, nonce_keys: Path) -> Keys:
         raise _unreadable(grant_key, error) from error
     try:
         ring = {int(path.name): path.read_bytes() for path in nonce_keys.iterdir() if path.name.isdecimal()}
+        if not ring:
+            raise ValueError("no file in it is named by a number, so there is no nonce key")
         return Keys(KeyRing(current=max(ring), keys=ring), key)
     except (OSError, ValueError) as error:
         raise _unreadable(nonce_keys, error) from error
