@@ -78,11 +78,13 @@ class Judged:
         verdict: the verifier's.
         code: why the device is not accepted; empty if it is.
         message: for people: why it is not accepted, or why it is not listed though it is, or that all is well.
+        is_itself: it proved its identity, reached directly and not by a relay, whatever it runs and in whatever state.
     """
 
     verdict: Verdict
     code: str
     message: str
+    is_itself: bool = False
 
     @property
     def slot_state(self) -> SlotState | None:

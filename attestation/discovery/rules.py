@@ -84,17 +84,19 @@ def due(last: Attestation | None, info: Info, *, now: float, interval: float) ->
 
 def judge(attestation: Attestation, verdict: Verdict) -> tuple[Judged, Listing | None]:
     """Rules 3 to 5: what to say of it, and what it may be listed as."""
-    claims = verdict.claims
+    claims, reached = verdict.claims, attestation.reached
+    direct = claims is not None and (
+        reached is None or any(same_address(own, reached) for own in claims.token.addresses)
+    )
     if not verdict.accepted or claims is None:
-        return Judged(verdict, str(verdict.code or ""), verdict.message), None
-    reached = attestation.reached
-    if reached is not None and not any(same_address(own, reached) for own in claims.token.addresses):
+        return Judged(verdict, str(verdict.code or ""), verdict.message, is_itself=direct), None
+    if not direct:
         own = ", ".join(claims.token.addresses) or "none"
         message = f"reached at {reached}, but the device names {own}: its answer may have been relayed"
         return Judged(verdict, str(Code.EAT_ADDRESS), message), None
     if not verdict.proven_at_tier or verdict.policy_hash is None or verdict.tier is None:
         message = f"accepted, but not listed: not proven are {', '.join(verdict.unproven)}"
-        return Judged(verdict, "", message), None
+        return Judged(verdict, "", message, is_itself=True), None
     listing = Listing(
         ueid=claims.ueid,
         measurement=claims.measurement,
@@ -106,4 +108,4 @@ def judge(attestation: Attestation, verdict: Verdict) -> tuple[Judged, Listing |
         endpoint=attestation.endpoint,
         tier=verdict.tier,
     )
-    return Judged(verdict, "", verdict.message), listing
+    return Judged(verdict, "", verdict.message, is_itself=True), listing

@@ -459,10 +459,14 @@ def _behind(port: SerialPort, enrolled: Sequence[EnrolledDevice]) -> str:
 
 
 def _endpoint(device: EnrolledDevice, claims: Sequence[_Sighting]) -> str:
-    """Where the device is on the network: where it has proven to be, or, in a task's hands, where it alone says it is."""
+    """Where the device is on the network: where it has proven to be, or, in a task's hands, where it alone says it is.
+
+    Whoever it is counts, not what it runs: a device with unknown firmware must be found, to be updated away from it.
+    """
     network = [one for one in claims if isinstance(one.place, NetworkPlace) and one.endpoint]
-    proven = [one.endpoint for one in network if one.judged is not None and not one.judged.code]
-    if proven or not device.in_hand:
-        return proven[0] if proven else ""
+    accepted = [one.endpoint for one in network if one.judged is not None and not one.judged.code]
+    itself = [one.endpoint for one in network if one.judged is not None and one.judged.is_itself]
+    if accepted or itself or not device.in_hand:
+        return next(iter([*accepted, *itself]), "")
     said = {one.endpoint for one in network if one.failures == 0}
     return said.pop() if len(said) == 1 else ""

@@ -128,6 +128,13 @@ async def test_an_answer_from_another_address_is_not_listed(world: World) -> Non
         assert f"reached at {host}:{port}" in state["message"]
         assert stream.now == {}
         assert "endpoint" not in world.status(device)
+        running = device.application.boot.measurement if device.application else None
+        assert running is not None
+        denied = {"alg": running.alg, "value": running.value.hex()}
+        await world.change_policy(device, deny={"measurements": [denied]})
+        await world.attested(device, "ref.denied")
+        assert "endpoint" not in world.status(device), "nor where a relay shows a device that is refused for more"
+        await world.change_policy(device, deny=None)
         true = world.discover(f"{{list: Devices, network: {{addresses: ['{device.server.address}']}}}}")
         await true.lists_only(device)
         await world.attested(device)
@@ -166,6 +173,7 @@ async def test_unknown_firmware_and_unknown_devices_are_not_listed(world: World)
     await world.start()
     stream = world.discover(f"{{list: Devices, network: {{static: ['{stranger.server.address}']}}}}")
     await world.attested(device, "ref.code")
+    assert world.status(device)["endpoint"] == device.server.address, "found, so that it can be updated away from it"
     await until(lambda: bool(stream.lists), "the first list")
     assert stream.lists == [()]
     assert stranger.application is not None
