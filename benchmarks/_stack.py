@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -170,7 +170,7 @@ def _update(world: World, place: Place, name: str, transport: str, image: str) -
     if end_of(task) != ("Succeeded", "Proven"):
         raise RuntimeError(f"{name} ended {end_of(task)}\n{place.story()}")
     place.until("devices", lambda devices: _shows(devices[place.full(name)], NEW))
-    writes = _writes(audit, start, task, world, place)
+    writes = _writes(audit, start, task, place)
     place.kubectl("delete", "flashjob", name)
     place.until("pods", lambda pods: not pods or None)
     stages: dict[str, float] = task["status"]["seconds"]
@@ -210,31 +210,44 @@ def _shows(device: Obj, version: str) -> bool:
     return bool(attestation.get("accepted")) and attestation.get("version") == version
 
 
-def _writes(audit: Path, start: int, task: Obj, world: World, place: Place) -> Counter[str]:
-    """Our writes since byte `start` of the audit log that are about this task's device, by account and resource."""
+def _writes(audit: Path, start: int, task: Obj, place: Place) -> Counter[str]:
+    """Our writes since byte `start` of the audit log that are about this task's device."""
     device = task["spec"]["device"]
-    pods = {pod["metadata"]["name"] for pod in place.items("pods")}
     about = {
         ("flashtasks", task["metadata"]["name"]),
         ("leases", lease_name(device["id"])),
         ("devices", device["name"]),
-        *(("pods", pod) for pod in pods),
+        *(("pods", pod["metadata"]["name"]) for pod in place.items("pods")),
     }
-    found: Counter[str] = Counter()
     with audit.open("rb") as lines:
         lines.seek(start)
-        for line in lines:
-            entry: dict[str, Any] = json.loads(line)
-            account = entry["user"].get("username", "").partition(_ACCOUNT)[2]
-            ref = entry.get("objectRef", {})
-            if not account or entry["verb"] not in _WRITES or entry["responseStatus"]["code"] >= 400:
-                continue
-            resource = ref.get("resource", "")
-            if (resource, ref.get("name")) in about:
-                what = f"{resource}/{ref['subresource']}" if ref.get("subresource") else resource
-                found[f"{account} {entry['verb']} {what}"] += 1
-            elif resource == "flashjobs":
-                found[f"job: {account} {entry['verb']} {resource}"] += 1
+        return count_writes(lines, about)
+
+
+def count_writes(lines: Iterable[bytes], about: Container[tuple[str, str]]) -> Counter[str]:
+    """Count what accounts of ours changed.
+
+    Args:
+        lines: of the API server's audit log, in JSON.
+        about: (resource, name) of the objects that are counted by "account verb resource[/subresource]"; writes to
+            FlashJobs are counted as "job: ...", refused ones as "refused: ..."; reads and other objects not at all.
+    """
+    found: Counter[str] = Counter()
+    for line in lines:
+        entry: dict[str, Any] = json.loads(line)
+        account = entry["user"].get("username", "").partition(_ACCOUNT)[2]
+        if not account or entry["verb"] not in _WRITES:
+            continue
+        ref = entry.get("objectRef", {})
+        resource = ref.get("resource", "")
+        what = "/".join(filter(None, (resource, ref.get("subresource"))))
+        said = f"{account} {entry['verb']} {what}"
+        if entry["responseStatus"]["code"] >= 400:
+            found[f"refused: {said}"] += 1
+        elif (resource, ref.get("name")) in about:
+            found[said] += 1
+        elif resource == "flashjobs":
+            found[f"job: {said}"] += 1
     return found
 
 

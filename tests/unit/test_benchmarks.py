@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks._stack import count_writes
 from benchmarks.common import IDLE_LOAD, Op, Report, main, median_ratio
 
 ROOT = Path(__file__).parents[2]
@@ -86,3 +87,38 @@ def test_every_benchmark_measures_only_when_run_and_is_documented(name: str) -> 
     module = importlib.import_module(f"benchmarks.{name}")
     assert callable(module.measure)
     assert f"## {name}" in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def write(account: str, verb: str, resource: str, name: str, code: int = 200, **ref: str) -> bytes:
+    user = {"username": f"system:serviceaccount:flashjob-system:flashjob-{account}"}
+    entry = {
+        "user": user,
+        "verb": verb,
+        "responseStatus": {"code": code},
+        "objectRef": {"resource": resource, "name": name, **ref},
+    }
+    return json.dumps(entry).encode()
+
+
+def test_writes_about_a_device_are_counted_by_account_and_nothing_else_is() -> None:
+    about = {("flashtasks", "t"), ("leases", "fj-t")}
+    theirs = {"user": {"username": "admin"}, "verb": "patch", "responseStatus": {"code": 200}, "objectRef": {}}
+    log = [
+        write("operator", "create", "flashtasks", "t", 201),
+        write("gateway", "patch", "flashtasks", "t", subresource="status"),
+        write("gateway", "patch", "flashtasks", "t", subresource="status"),
+        write("operator", "update", "leases", "fj-t"),
+        write("operator", "patch", "flashjobs", "j", subresource="status"),
+        write("operator", "get", "flashtasks", "t"),
+        write("gateway", "patch", "flashtasks", "t", 409, subresource="status"),
+        write("operator", "update", "leases", "leader"),
+        write("operator", "create", "flashtasks", "another", 201),
+        json.dumps(theirs).encode(),
+    ]
+    assert count_writes(log, about) == {
+        "operator create flashtasks": 1,
+        "gateway patch flashtasks/status": 2,
+        "operator update leases": 1,
+        "job: operator patch flashjobs/status": 1,
+        "refused: gateway patch flashtasks/status": 1,
+    }
