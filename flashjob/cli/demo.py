@@ -4,9 +4,6 @@
 import asyncio
 import contextlib
 import json
-import shutil
-import signal
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -14,17 +11,22 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from attestation.errors import Reject
+from firmware_pipeline.errors import PipelineError
 from flashjob.api.device import Device
 from flashjob.api.flashjob import FlashJob
 from flashjob.api.flashtask import FlashTask
+from flashjob.cli.interruption import Interruption
 from flashjob.cli.view import closing_json, closing_table
 from flashjob.cli.watch import watch as watch_job
 from flashjob.cluster.kubeapi import KubeApi, list_all
 from flashjob.cluster.resources import DEVICES, FLASHJOBS, FLASHTASKS
 from flashjob.demo.act2 import NAMESPACE, Stage
 from flashjob.demo.play import Options, Report, choose, play
+from flashjob.demo.workplace import Workplace
 from flashjob.errors import FlashJobError
 from flashjob.wire.exit_codes import ExitCode
+from flashjob.wire.reasons import Reason
 
 app = typer.Typer(add_completion=False)
 
@@ -33,12 +35,13 @@ app = typer.Typer(add_completion=False)
 def demo(
     scenario: Annotated[str, typer.Option(help="update, repurpose, adversary or all.")] = "all",
     devices: Annotated[
-        int, typer.Option(min=4, max=64, help="Virtual devices; five on serial lines for three on the network.")
+        int, typer.Option(min=4, max=64, help="Virtual devices, five on serial lines for three on the network.")
     ] = 8,
     firmware: Annotated[
         Path | None,
         typer.Option(
-            help="Directory with real application images (*-app.bin) for version 2.0.", envvar="FLASHJOB_FIRMWARE_DIR"
+            help="Directory with real application images (*-app.bin) for version 2.0; chips without one keep ours.",
+            envvar="FLASHJOB_FIRMWARE_DIR",
         ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end, until Ctrl-C.")] = False,
@@ -47,26 +50,36 @@ def demo(
     ] = False,
 ) -> None:
     """Play FlashJob end to end: push, apply, flash, reboot, attest, confirm, re-discover; then the enemies."""
-    console, report = Console(stderr=as_json), Report()
-    directory = Path(tempfile.mkdtemp(prefix="flashjob-demo-"))
-    options = Options(directory, choose(scenario), devices, firmware)
-    try:
-        asyncio.run(_play(options, console, report, keep, as_json))
-    except KeyboardInterrupt:
-        console.print("stopped; nothing is left running")
-        raise typer.Exit(130) from None
-    except FlashJobError as error:
-        console.print(f"[dim]logs: {directory / 'sandbox' / 'logs'}[/]", highlight=False)
-        raise error
-    shutil.rmtree(directory, ignore_errors=True)
-    if not report.holds:
-        raise typer.Exit(int(ExitCode.FAILED))
+    console, report, scenarios = Console(stderr=as_json), Report(), choose(scenario)
+    with Workplace() as workplace, Interruption() as interruption:
+        options = Options(workplace.directory, scenarios, devices, firmware)
+        try:
+            asyncio.run(_play(options, console, report, keep, as_json, interruption))
+        except (Exception, asyncio.CancelledError) as error:
+            if interruption.number:  # what a program says that got the same Ctrl-C is no failure
+                console.print("stopped; nothing is left running")
+                raise typer.Exit(128 + interruption.number) from None
+            _logs(workplace, console)
+            if isinstance(error, PipelineError):
+                raise FlashJobError(str(error.reason), error.message, error.next_step) from error
+            if isinstance(error, Reject):
+                raise FlashJobError(Reason.EVIDENCE_INVALID, str(error), "read the logs") from error
+            raise
+        if not report.holds:
+            _logs(workplace, console)
+            raise typer.Exit(int(ExitCode.FAILED))
 
 
-async def _play(options: Options, console: Console, report: Report, keep: bool, as_json: bool) -> None:
-    loop, this = asyncio.get_running_loop(), asyncio.current_task()
-    if this is not None:
-        loop.add_signal_handler(signal.SIGTERM, this.cancel)
+def _logs(workplace: Workplace, console: Console) -> None:
+    kept = workplace.keep_logs()
+    if kept:
+        console.print(f"[dim]logs are kept in {kept}[/]", highlight=False, soft_wrap=True)
+
+
+async def _play(
+    options: Options, console: Console, report: Report, keep: bool, as_json: bool, interruption: Interruption
+) -> None:
+    interruption.watch()
 
     async def watch(api: KubeApi, job: str) -> None:
         await watch_job(api, NAMESPACE, job, console)
@@ -75,7 +88,7 @@ async def _play(options: Options, console: Console, report: Report, keep: bool, 
         async for stage, api in played:
             await _close(stage, api, console, report, as_json)
             if keep:
-                await _stay(stage, console)
+                await _stay(stage, console, interruption)
 
 
 async def _close(stage: Stage, api: KubeApi, console: Console, report: Report, as_json: bool) -> None:
@@ -116,12 +129,14 @@ def _of(job: FlashJob, tasks: list[FlashTask]) -> list[FlashTask]:
     return [task for task in tasks if task.spec.job.uid == job.metadata.uid]
 
 
-async def _stay(stage: Stage, console: Console) -> None:
+async def _stay(stage: Stage, console: Console, interruption: Interruption) -> None:
     plane = stage.sandbox.plane
     console.print(
-        f"\nIt keeps running until Ctrl-C. Look around:\n  export KUBECONFIG={plane.kubeconfig}", highlight=False
+        f"\nIt keeps running until Ctrl-C. Look around:\n  export KUBECONFIG={plane.kubeconfig}",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"  {plane.binary} kubectl get fj,ft,dev,instances", highlight=False)
-    stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
-    await stopped.wait()
+    console.print(f"  {plane.binary} kubectl get fj,ft,dev,instances", highlight=False, soft_wrap=True)
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    interruption.was_asked_for()

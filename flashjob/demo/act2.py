@@ -93,11 +93,13 @@ class Stage:
         self._run("flashjob.cli", arguments)
 
     def _run(self, module: str, arguments: Iterable[str]) -> str:
+        lifeline = self.sandbox.plane.lifeline
         done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            lifeline.command([sys.executable, "-m", module, *arguments]),
             capture_output=True,
             text=True,
             check=False,
+            pass_fds=(lifeline.descriptor,),
             env={**os.environ, "DOCKER_CONFIG": str(self.directory / "docker")},
         )
         if done.returncode:

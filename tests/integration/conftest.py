@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flashjob.errors import FlashJobError
 from flashjob.sandbox import programs
 from flashjob.sandbox.launcher import ControlPlane
 from flashjob.sandbox.main import ENTRY_POINT, Sandbox
@@ -21,16 +22,27 @@ from .world import Place, World
 POD_PROGRAM = "tests.integration.pod_program"
 
 
-@pytest.fixture(scope="session")
-def control_plane_binary(pytestconfig: pytest.Config) -> Path:
-    """The compiled control plane; the first run on a machine compiles it and says so."""
-    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compile what is not compiled yet, outside of any test and its time limit; the first run on a machine says so."""
+    if session.config.option.collectonly or not any(item.get_closest_marker("integration") for item in session.items):
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
 
     def show(progress: BuildProgress) -> None:
         if reporter is not None and progress.done % 100 == 0:
             reporter.write_line(f"{progress.program}: {progress.what} {progress.done}/{progress.total}")
 
-    return build(programs.CONTROL_PLANE, os.environ, show)
+    try:
+        for program in (programs.REGISTRY, programs.CONTROL_PLANE):
+            build(program, os.environ, show)
+    except FlashJobError as error:
+        pytest.exit(f"the embedded default could not be built: {error}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def control_plane_binary() -> Path:
+    """The compiled control plane."""
+    return build(programs.CONTROL_PLANE, os.environ)
 
 
 @pytest.fixture(scope="session")

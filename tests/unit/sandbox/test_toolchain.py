@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import subprocess
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from flashjob.errors import FlashJobError
 from flashjob.sandbox import programs
+from flashjob.sandbox.process import Lifeline
 from flashjob.sandbox.toolchain import (
     BuildProgress,
     Go,
@@ -98,6 +100,24 @@ def test_a_build_that_fails_says_what_the_compiler_said(program: GoProgram, envi
     assert caught.value.reason == "BuildFailed"
     assert "undefinedName" in caught.value.message
     assert [path.name for path in cache_directory(environ).iterdir()] == ["tiny.lock"]
+
+
+@needs_go
+def test_a_build_that_nobody_wants_any_more_ends(program: GoProgram, environ: dict[str, str]) -> None:
+    with Lifeline() as lifeline, pytest.raises(FlashJobError) as caught:
+        build(program, environ, lambda step: lifeline.cut() if step.total else None, lifeline)
+    assert caught.value.reason == "BuildStopped"
+    assert [path.name for path in cache_directory(environ).iterdir()] == ["tiny.lock"]
+
+
+@needs_go
+def test_waiting_for_another_builder_can_be_given_up(program: GoProgram, environ: dict[str, str]) -> None:
+    with (cache_directory(environ) / "tiny.lock").open("w") as held, Lifeline() as lifeline:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        lifeline.cut()
+        with pytest.raises(FlashJobError) as caught:
+            build(program, environ, lifeline=lifeline)
+    assert caught.value.reason == "BuildStopped"
 
 
 @needs_go

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C and SIGTERM for a command that has much to put away.
+
+Rules:
+
+1. The first one says so and cancels the task that watches; that it came is known even to code that fails because its
+   own child got the same Ctrl-C.
+2. The second one ends the process at once. What it started hangs on lifelines and ends with it.
+"""
+
+import asyncio
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Takes over the signals while it is entered. `number` is the signal that came, 0 while none did."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._task: asyncio.Task[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def watch(self) -> None:
+        """Cancel the running task when a signal comes; at once if one came already."""
+        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        if self.number and self._task:
+            self._task.cancel()
+
+    def was_asked_for(self) -> None:
+        """The signal was the expected way to go on: not an interruption."""
+        self.number = 0
+        if self._task:
+            self._task.uncancel()
+
+    def _came(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\nstopping everything, in order; Ctrl-C again to stop at once\n")  # safe in a signal handler
+        if self._loop and self._task and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def __enter__(self) -> "Interruption":
+        for each in _SIGNALS:
+            self._before[each] = signal.signal(each, self._came)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each, before in self._before.items():
+            signal.signal(each, before)
