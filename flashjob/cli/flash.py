@@ -16,6 +16,7 @@ from firmware_pipeline.errors import PipelineError
 from flashjob.api.flashtask import Verdict
 from flashjob.bench import Wish, exit_code, flash_one
 from flashjob.errors import FlashJobError
+from flashjob.pipeline_reasons import artifact_error
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult
 from flashjob.wire.pod import Before, Safety
@@ -80,7 +81,7 @@ def _refusal(error: FlashJobError | PipelineError | Reject, wish: Wish) -> Flash
     if isinstance(error, FlashJobError):
         return error
     if isinstance(error, PipelineError):
-        return FlashJobError(str(error.reason), error.message, error.next_step)
+        return artifact_error(error)
     return FlashJobError(Reason.EVIDENCE_INVALID, str(error), f"check the trust directory {wish.trust}")
 
 

@@ -11,34 +11,15 @@ Rules (tests name them):
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from firmware_pipeline import api
 from firmware_pipeline.errors import PipelineError
-from firmware_pipeline.errors import Reason as PipelineReason
 from firmware_pipeline.store import ArtifactStore, Progress
-from flashjob.errors import FlashJobError
 from flashjob.flasher.run import Firmware
 from flashjob.flasher.transports.base import problem
+from flashjob.pipeline_reasons import artifact_error
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
-
-_REASONS: Final = {
-    PipelineReason.RegistryUnauthorized: Reason.REGISTRY_UNAUTHORIZED,
-    PipelineReason.RegistryForbidden: Reason.REGISTRY_UNAUTHORIZED,
-    PipelineReason.CredentialsMalformed: Reason.REGISTRY_UNAUTHORIZED,
-    PipelineReason.RegistryUnreachable: Reason.REGISTRY_UNAVAILABLE,
-    PipelineReason.RegistryTimeout: Reason.REGISTRY_UNAVAILABLE,
-    PipelineReason.RegistryBusy: Reason.REGISTRY_UNAVAILABLE,
-    PipelineReason.StorageFailed: Reason.INTERNAL_ERROR,
-    PipelineReason.ReferenceNotFound: Reason.IMAGE_NOT_FOUND,
-    PipelineReason.DigestMismatch: Reason.DIGEST_MISMATCH,
-    PipelineReason.SizeMismatch: Reason.DIGEST_MISMATCH,
-    PipelineReason.PlatformMissing: Reason.NO_MATCHING_PLATFORM,
-    PipelineReason.WrongChip: Reason.WRONG_CHIP,
-    PipelineReason.ReleaseInvalid: Reason.RELEASE_INVALID,
-    PipelineReason.ReleaseMissing: Reason.RELEASE_INVALID,
-}
 
 
 def fetch(store: ArtifactStore, target: Target, work_dir: Path, progress: Progress | None = None) -> Firmware:
@@ -67,5 +48,4 @@ def fetch(store: ArtifactStore, target: Target, work_dir: Path, progress: Progre
         api.fetch_layer(store, chip.app, path, progress)
         return Firmware(chip.config, path.read_bytes(), chip.release_statement)
     except PipelineError as error:
-        reason = _REASONS.get(error.reason, Reason.ARTIFACT_INVALID)
-        raise FlashJobError(reason.value, error.message, error.next_step) from error
+        raise artifact_error(error) from error

@@ -18,35 +18,13 @@ from firmware_pipeline.reference import parse_reference
 from firmware_pipeline.signing.keys import load_trusted_key
 from firmware_pipeline.signing.release import read_sequence
 from firmware_pipeline.store import ArtifactStore
+from flashjob.pipeline_reasons import artifact_error
 from flashjob.planning.messages import with_next
 from flashjob.planning.state import Refusal
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Measurement, Target
 
 VERSION_ANNOTATION: Final = "org.opencontainers.image.version"
-
-_REASONS: Final = {
-    Pipeline.ReferenceNotFound: Reason.IMAGE_NOT_FOUND,
-    Pipeline.ReferenceMalformed: Reason.IMAGE_NOT_FOUND,
-    Pipeline.RegistryUnreachable: Reason.REGISTRY_UNAVAILABLE,
-    Pipeline.RegistryTimeout: Reason.REGISTRY_UNAVAILABLE,
-    Pipeline.RegistryBusy: Reason.REGISTRY_UNAVAILABLE,
-    Pipeline.StorageFailed: Reason.REGISTRY_UNAVAILABLE,
-    Pipeline.RegistryUnauthorized: Reason.REGISTRY_UNAUTHORIZED,
-    Pipeline.RegistryForbidden: Reason.REGISTRY_UNAUTHORIZED,
-    Pipeline.CredentialsMalformed: Reason.REGISTRY_UNAUTHORIZED,
-    Pipeline.ForeignRealm: Reason.REGISTRY_UNAUTHORIZED,
-    Pipeline.UnsignedArtifact: Reason.UNSIGNED,
-    Pipeline.SignatureInvalid: Reason.SIGNATURE_MISSING,
-    Pipeline.SignatureThreshold: Reason.SIGNATURE_MISSING,
-    Pipeline.SignersNotConfigured: Reason.SIGNERS_NOT_CONFIGURED,
-    Pipeline.KeyMalformed: Reason.KEY_UNREADABLE,
-    Pipeline.PlatformMissing: Reason.NO_MATCHING_PLATFORM,
-    Pipeline.DigestMismatch: Reason.DIGEST_MISMATCH,
-    Pipeline.SizeMismatch: Reason.DIGEST_MISMATCH,
-    Pipeline.ReleaseMissing: Reason.RELEASE_INVALID,
-    Pipeline.ReleaseInvalid: Reason.RELEASE_INVALID,
-}
 
 
 class Refused(Exception):
@@ -63,13 +41,11 @@ class Refused(Exception):
 
 
 def refused(error: PipelineError) -> Refused:
-    """The pipeline's error in the product's reasons; its own code stays in the message."""
-    reason = _REASONS.get(error.reason, Reason.ARTIFACT_INVALID)
-    detail = "" if error.reason.value == reason.value else f" ({error.reason.value})"
-    message = f"{error.message}{detail}"
-    if error.next_step:
-        message = f"{message} Next: {error.next_step}"
-    return Refused(Refusal(reason.value, with_next(reason.value, message) if not error.next_step else message[:1024]))
+    """The pipeline's error in the product's reasons. Trouble with the own disk may pass, as that of a registry."""
+    found = artifact_error(error)
+    passing = error.reason is Pipeline.StorageFailed
+    reason = Reason.REGISTRY_UNAVAILABLE.value if passing else found.reason
+    return Refused(Refusal(reason, f"{found.message} Next: {found.next_step}"[:1024]))
 
 
 @dataclass(frozen=True, slots=True)

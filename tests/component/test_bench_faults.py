@@ -33,7 +33,10 @@ SLOT_BYTES = 1_835_008
 SERIAL = ("porch", "wall", "pulled", "silent", "attic")
 NETWORK = ("yard", "liar", "stale", "replayer", "strict", "stranger")
 LIES = {"liar": "RunsOldImage", "stale": "StaleBootId", "replayer": "ReplaysEvidence"}
-FAULTS = {"pulled": [{"kind": "CablePulled", "percent": 30, "replug_seconds": None}], "silent": [{"kind": "SilentPort"}]}
+FAULTS = {
+    "pulled": [{"kind": "CablePulled", "percent": 30, "replug_seconds": None}],
+    "silent": [{"kind": "SilentPort"}],
+}
 
 
 @dataclass
@@ -162,10 +165,10 @@ def spoilt(place: Place, signer: Signer) -> Path:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (unknown_tag, "ReferenceNotFound"),
-        (unsigned, "UnsignedArtifact"),
-        (stranger, "SignatureInvalid"),
-        (without_chip, "PlatformMissing"),
+        (unknown_tag, "ImageNotFound"),
+        (unsigned, "Unsigned"),
+        (stranger, "SignatureMissing"),
+        (without_chip, "NoMatchingPlatform"),
         (another_chips_image, "WrongChip"),
         (large, "ImageTooLarge"),
         (spoilt, "DigestMismatch"),

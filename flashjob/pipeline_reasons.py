@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What firmware_pipeline refuses, in the product's own reasons: the same at a bench, in the operator and in a pod.
+
+Preflight has a table of its own beside its rules (flasher/preflight.py).
+"""
+
+from typing import Final
+
+from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.errors import Reason as Pipeline
+from flashjob.errors import FlashJobError
+from flashjob.wire.reasons import Reason
+
+ARTIFACT_REASONS: Final = {
+    Pipeline.ReferenceNotFound: Reason.IMAGE_NOT_FOUND,
+    Pipeline.ReferenceMalformed: Reason.IMAGE_NOT_FOUND,
+    Pipeline.RegistryUnreachable: Reason.REGISTRY_UNAVAILABLE,
+    Pipeline.RegistryTimeout: Reason.REGISTRY_UNAVAILABLE,
+    Pipeline.RegistryBusy: Reason.REGISTRY_UNAVAILABLE,
+    Pipeline.RegistryUnauthorized: Reason.REGISTRY_UNAUTHORIZED,
+    Pipeline.RegistryForbidden: Reason.REGISTRY_UNAUTHORIZED,
+    Pipeline.CredentialsMalformed: Reason.REGISTRY_UNAUTHORIZED,
+    Pipeline.ForeignRealm: Reason.REGISTRY_UNAUTHORIZED,
+    Pipeline.UnsignedArtifact: Reason.UNSIGNED,
+    Pipeline.SignatureInvalid: Reason.SIGNATURE_MISSING,
+    Pipeline.SignatureThreshold: Reason.SIGNATURE_MISSING,
+    Pipeline.SignersNotConfigured: Reason.SIGNERS_NOT_CONFIGURED,
+    Pipeline.KeyMalformed: Reason.KEY_UNREADABLE,
+    Pipeline.PlatformMissing: Reason.NO_MATCHING_PLATFORM,
+    Pipeline.WrongChip: Reason.WRONG_CHIP,
+    Pipeline.DigestMismatch: Reason.DIGEST_MISMATCH,
+    Pipeline.SizeMismatch: Reason.DIGEST_MISMATCH,
+    Pipeline.ReleaseMissing: Reason.RELEASE_INVALID,
+    Pipeline.ReleaseInvalid: Reason.RELEASE_INVALID,
+    Pipeline.StorageFailed: Reason.INTERNAL_ERROR,
+}
+"""All others are ArtifactInvalid."""
+
+
+def artifact_error(error: PipelineError) -> FlashJobError:
+    """The pipeline's refusal of an artifact; its own code stays in the message where it says more."""
+    reason = ARTIFACT_REASONS.get(error.reason, Reason.ARTIFACT_INVALID)
+    detail = "" if error.reason.value == reason.value else f" ({error.reason.value})"
+    return FlashJobError(reason.value, f"{error.message}{detail}", error.next_step or reason.next_step)
