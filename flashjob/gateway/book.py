@@ -13,12 +13,11 @@ A device id that two Devices claim is held for both (IdentityConflict): nothing 
 
 import asyncio
 import contextlib
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from attestation.errors import Code, Reject
 from attestation.nonce import SIZE as NONCE_SIZE
@@ -33,10 +32,11 @@ from flashjob.trust.cluster_store import ClusterTrust
 from flashjob.trust.records import KnownDevice
 from flashjob.wire.gateway import Outcome, Progress
 from flashjob.wire.lock import Holder
-from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, LABEL_COMPONENT
+from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, LABEL_COMPONENT, AssignmentRef
 from flashjob.wire.reasons import Reason
 
 from .case import Case, PermitRecord, Subject
+from .progress import LIMIT as MOST_TASKS
 from .record import at_stage
 from .service import Clock, Conflict, Gathered
 from .tokens import Caller, KeySet, identify
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 FIELD_MANAGER: Final = "flashjob-gateway"
 FLASHER_SELECTOR: Final = f"{LABEL_COMPONENT}=flasher"
 _STAGE_AFTER_SECONDS: Final = 10.0
+_ASSIGNMENTS: Final = TypeAdapter(tuple[AssignmentRef, ...])
 
 
 class PodSeen(NamedTuple):
@@ -61,6 +62,7 @@ class JobSeen(NamedTuple):
     """The parts of a job that a permit rests on."""
 
     name: str
+    uid: str
     paused: bool
     deleted: bool
 
@@ -69,15 +71,15 @@ def read_pod(obj: Obj) -> PodSeen:
     """Projection of a pod; ValueError where its annotation is not ours."""
     metadata, status = obj["metadata"], obj.get("status") or {}
     annotation = (metadata.get("annotations") or {}).get(ANNOTATION_ASSIGNMENTS, "[]")
-    refs = frozenset((str(ref["task"]), int(ref["attempt"])) for ref in json.loads(annotation))
+    refs = frozenset((ref.task, ref.attempt) for ref in _ASSIGNMENTS.validate_json(annotation))
     live = not metadata.get("deletionTimestamp") and status.get("phase") not in ("Succeeded", "Failed")
     return PodSeen(metadata["name"], metadata["uid"], live, refs)
 
 
 def read_job(obj: Obj) -> JobSeen:
     """Projection of a FlashJob."""
-    metadata = obj["metadata"]
-    return JobSeen(metadata["name"], bool(obj["spec"].get("paused")), bool(metadata.get("deletionTimestamp")))
+    metadata, paused = obj["metadata"], bool(obj["spec"].get("paused"))
+    return JobSeen(metadata["name"], metadata["uid"], paused, bool(metadata.get("deletionTimestamp")))
 
 
 @dataclass(slots=True)
@@ -153,11 +155,7 @@ class CaseBook:
 
     def assigned(self, caller: Caller, task: str, attempt: int) -> str:
         """Rules 1 to 3; the name of the task's job. Raises FlashJobError NotAssigned."""
-        if not self.ready:
-            raise FlashJobError(Reason.GATEWAY_UNAVAILABLE, "the caches are filling")
-        pod = self.pods.get(caller.namespace, caller.pod)
-        if pod is None or pod.uid != caller.pod_uid or not pod.live:
-            raise _stranger(f"pod {caller.pod} with this UID is not running")
+        pod = self._pod(caller)
         if (task, attempt) not in pod.assignments:
             raise _stranger(f"pod {caller.pod} is not assigned attempt {attempt} of {task}")
         seen = self.trust.tasks.get(caller.namespace, task)
@@ -170,19 +168,24 @@ class CaseBook:
         return seen.job
 
     def address(self, caller: Caller, task: str) -> str | None:
-        """Where the handler last saw the task's device."""
+        """Where the handler last saw the task's device. Rules 1 to 3, for the latest attempt that the pod was given."""
+        attempts = [attempt for name, attempt in self._pod(caller).assignments if name == task]
+        self.assigned(caller, task, max(attempts, default=0))
         seen = self.trust.tasks.get(caller.namespace, task)
-        pod = self.pods.get(caller.namespace, caller.pod)
-        if (
-            seen is None
-            or pod is None
-            or pod.uid != caller.pod_uid
-            or task not in {name for name, _ in pod.assignments}
-        ):
-            raise _stranger(f"pod {caller.pod} is not assigned to {task}")
+        if seen is None:
+            raise _stranger(f"there is no task {task}")
         device = self._device(caller.namespace, seen.device_id)
         fixed = device.connection.network.address if device.connection.network else None
         return fixed or device.endpoint or None
+
+    def _pod(self, caller: Caller) -> PodSeen:
+        """Rule 1."""
+        if not self.ready:
+            raise FlashJobError(Reason.GATEWAY_UNAVAILABLE, "the caches are filling")
+        pod = self.pods.get(caller.namespace, caller.pod)
+        if pod is None or pod.uid != caller.pod_uid or not pod.live:
+            raise _stranger(f"pod {caller.pod} with this UID is not running")
+        return pod
 
     # What
 
@@ -220,11 +223,12 @@ class CaseBook:
         """Write the stage of an attempt that has been in it for ten seconds, once, in the background."""
         key, now = (namespace, task), self.clock.now()
         name = f"{progress.attempt}/{progress.stage}"
-        known, since, written = self._stages.get(key, ("", now, False))
-        if known != name:
-            self._stages[key] = (name, now, False)
-        elif not written and now - since >= _STAGE_AFTER_SECONDS:
-            self._stages[key] = (name, since, True)
+        known, since, written = self._stages.pop(key, ("", now, False))
+        due = known == name and not written and now - since >= _STAGE_AFTER_SECONDS
+        self._stages[key] = (name, since, written or due) if known == name else (name, now, False)
+        if len(self._stages) > MOST_TASKS:
+            del self._stages[next(iter(self._stages))]
+        if due:
             running = asyncio.create_task(self._write_stage(namespace, task, progress, since))
             self._writes.add(running)
             running.add_done_callback(self._writes.discard)
@@ -270,7 +274,7 @@ class CaseBook:
 
     def _held(self, task: FlashTask, device: KnownDevice) -> tuple[Reason, str] | None:
         job = self.jobs.get(task.metadata.namespace, task.spec.job.name)
-        if job is None or job.deleted or task.metadata.deletion_timestamp:
+        if job is None or job.uid != task.spec.job.uid or job.deleted or task.metadata.deletion_timestamp:
             return Reason.JOB_DELETED, f"job {task.spec.job.name} is gone or going"
         if job.paused:
             return Reason.PAUSED, f"job {job.name} is paused"

@@ -33,7 +33,7 @@ from flashjob.wire.gateway import (
     ProgressList,
 )
 from flashjob.wire.pod import VIEWER_SERVICE_ACCOUNT
-from flashjob.wire.reasons import Reason, known
+from flashjob.wire.reasons import Reason
 
 from .judge import Refused
 from .progress import ProgressBoard
@@ -43,6 +43,7 @@ from .tokens import Caller, pod_bound
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 16 * 1024
+_STATUS: Final[dict[str, int]] = {Reason.NOT_ASSIGNED: 403, Reason.GATEWAY_UNAVAILABLE: 503}
 _TASK: Final = "/v1/tasks/{task:[a-z0-9.-]{1,253}}"
 M = TypeVar("M", bound=WireModel)
 
@@ -212,13 +213,12 @@ async def _problems(
         return await handler(request)
     except Refused as error:
         log.info("refused %s: %s", request.rel_url.raw_path, error.message)
-        return _problem(409, error.reason, error.message, error.next_step, error.retryable)
+        return _problem(_STATUS.get(error.reason, 409), error.reason, error.message, error.next_step, error.retryable)
     except Malformed as error:
         return _problem(400, error.reason, error.message, error.next_step)
     except FlashJobError as error:
         log.info("turned away %s: %s", request.rel_url.raw_path, error.message)
-        status = 503 if known(error.reason) is Reason.GATEWAY_UNAVAILABLE else 403
-        return _problem(status, error.reason, error.message, error.next_step)
+        return _problem(_STATUS.get(error.reason, 409), error.reason, error.message, error.next_step)
     except web.HTTPRequestEntityTooLarge:
         return _problem(413, Reason.INTERNAL_ERROR, f"the body exceeds {MAX_BODY_BYTES} bytes")
     except web.HTTPException as error:
