@@ -22,18 +22,19 @@ from attestation import keys
 from flashjob.demo.materials import APP_A, APP_B, FACTORY_VERSION, MAKER_SECRET, DemoDevice, Materials, dump
 from flashjob.virtual.profile import make_identity
 
-DEVICES: Final = {
-    18081: DemoDevice("yard-1", "esp32s3", "network", "SignedBoot", "field"),
-    18082: DemoDevice("liar-1", "esp32s3", "network", "SignedBoot", "field"),
-    0: DemoDevice("porch-1", "esp32c3", "serial", "SelfReported", "bench"),
-}
-"""By the TCP port it answers on; none on a serial line. liar-1 takes a write, says done, and runs what it ran."""
+DEVICES: Final = (
+    DemoDevice("yard-1", "esp32s3", "network", "SignedBoot", "field"),
+    DemoDevice("liar-1", "esp32s3", "network", "SignedBoot", "field"),
+    DemoDevice("porch-1", "esp32c3", "serial", "SelfReported", "bench"),
+)
+LIAR: Final = "liar-1"
+"""It takes a write, says done, and runs what it ran before."""
 
 
-def prepare(root: Path) -> None:
-    """Write everything named above."""
+def prepare(root: Path, first_port: int) -> None:
+    """Write everything named above; devices on the network answer at `first_port` and the ports after it."""
     materials = Materials.make(root)
-    chips = sorted({device.chip for device in DEVICES.values()})
+    chips = sorted({device.chip for device in DEVICES})
     for folder in ("policies", "ports"):
         (root / folder).mkdir(exist_ok=True)
     for chip in chips:
@@ -43,13 +44,15 @@ def prepare(root: Path) -> None:
         policy = _object("flashjob.dev/v1alpha1", "AttestationPolicy", name, materials.policy(name, chips))
         (root / "policies" / f"{name}.yaml").write_text(yaml.safe_dump(policy, sort_keys=False))
     (root / "configurations.yaml").write_text(yaml.safe_dump_all(_configurations(root), sort_keys=False))
-    fleet = materials.fleet(DEVICES.values(), root / "ports")
-    devices = [{**entry, "port": port} for port, entry in zip(DEVICES, fleet["devices"], strict=True)]
-    for entry in devices:
-        if entry["name"] == "liar-1":
-            entry["behaviour"] = "RunsOldImage"
+    fleet = materials.fleet(DEVICES, root / "ports")
+    devices = [
+        entry
+        | ({"port": first_port + number} if entry["transport"] == "network" else {})
+        | ({"behaviour": "RunsOldImage"} if entry["name"] == LIAR else {})
+        for number, entry in enumerate(fleet["devices"])
+    ]
     dump(root / "fleet.json", {**fleet, "devices": devices, "control": str(root / "control"), "followStdin": False})
-    for device in DEVICES.values():
+    for device in DEVICES:
         identity = make_identity(device.name, device.chip, tier=device.tier, secret=MAKER_SECRET.encode())
         (root / f"{device.name}.pub").write_text(keys.to_pem(identity.anchor))
 
@@ -80,4 +83,6 @@ def _object(api_version: str, kind: str, name: str, spec: object) -> dict[str, o
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write what three virtual devices need.")
     parser.add_argument("directory", type=Path)
-    prepare(parser.parse_args().directory.absolute())
+    parser.add_argument("--first-port", type=int, default=18081)
+    options = parser.parse_args()
+    prepare(options.directory.absolute(), options.first_port)
