@@ -23,7 +23,6 @@ from flashjob.flasher.gateway_client import GatewayClient, HttpJudge
 from flashjob.flasher.judge import Refused
 from flashjob.flasher.run import Attempt
 from flashjob.flasher.transports.network import NetworkTransport
-from flashjob.sandbox.main import NODE_NAME
 from flashjob.wire.gateway import (
     ConfirmRequest,
     DeviceResult,
@@ -37,7 +36,7 @@ from flashjob.wire.gateway import (
 )
 from flashjob.wire.pod import ENV_ASSIGNMENTS, POD_SERVICE_ACCOUNT, TOKEN_AUDIENCE, Assignment, Assignments
 
-from .world import NEW, Obj, Place, World, condition, end_of
+from .world import NEW, Obj, Place, World, condition, end_of, pods_held
 
 pytestmark = pytest.mark.integration
 
@@ -134,15 +133,12 @@ def impostor(world: World, place: Place) -> Iterator[Impostor]:
     """A job whose pod never reaches a node; a second device is there beside."""
     place.start_fleet({"name": "yard", "chip": "esp32s3"}, {"name": "shed", "chip": "esp32s3"})
     image = world.push(place.namespace, world.plans(("esp32s3",), NEW), signer=world.signer())
-    world.sandbox.plane.kubectl("cordon", NODE_NAME)
-    try:
+    with pods_held(world):
         retries = {"retries": {"limit": 0, "backoffSeconds": 0}}
         place.apply(place.device("yard", job="spring"), place.device("shed"))
         place.apply(place.job("spring", image, strategy=retries))
         pod = place.until("pods", lambda pods: next(iter(pods.values()), None))
         yield Impostor(place, pod, assignment_of(pod), bound_token(place, pod))
-    finally:
-        world.sandbox.plane.kubectl("uncordon", NODE_NAME)
 
 
 def assignment_of(pod: Obj) -> Assignment:

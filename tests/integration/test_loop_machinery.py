@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .world import NEW, Obj, Place, World, condition, end_of, registry_down
+from .world import NEW, Obj, Place, World, condition, end_of, pods_held, registry_down
 
 pytestmark = pytest.mark.integration
 FIVE = (
@@ -53,6 +53,57 @@ def test_registry_down_and_back(world: World, place: Place) -> None:
     job = place.finished("spring")
     assert condition(job, "Succeeded")["status"] == "True"
     assert place.installs("yard") == 1
+
+
+def test_registry_down_when_the_pod_fetches(world: World, place: Place) -> None:
+    place.start_fleet({"name": "yard", "chip": "esp32s3"})
+    image = world.push(place.namespace, world.plans(("esp32s3",), NEW), signer=world.signer())
+    timeouts = {"startSeconds": 60, "fetchSeconds": 4}
+    retries = {"retries": {"limit": 5, "backoffSeconds": 1}}
+    with pods_held(world):
+        place.apply(place.device("yard", job="spring"))
+        place.apply(place.job("spring", image, timeouts=timeouts, strategy=retries))
+        place.until("pods", bool)
+        world.sandbox.registry.halt()
+    try:
+        failed = place.until("flashtasks", lambda tasks: next(filter(last_attempt, tasks.values()), None))
+        assert last_attempt(failed)["reason"] in ("RegistryUnavailable", "FetchTimeout")
+        assert "Next: " in last_attempt(failed)["message"]
+        assert place.untouched("yard")
+    finally:
+        world.sandbox.registry.resume()
+    job = place.finished("spring")
+    assert condition(job, "Succeeded")["status"] == "True", place.story()
+    assert place.installs("yard") == 1
+
+
+def last_attempt(task: Obj) -> Obj:
+    found: Obj = task.get("status", {}).get("lastAttempt", {})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_pod_taken_away_in_mid_write_may_still_write_until_its_deadline(world: World, place: Place) -> None:
+    place.start_fleet({**FIVE[3], "simulateRate": True})
+    image = world.push(place.namespace, world.plans(("esp32c3",), NEW), signer=world.signer())
+    timeouts = {"startSeconds": 10, "fetchSeconds": 5, "writeSeconds": 15, "bootSeconds": 8}
+    place.apply(place.device("four", job="spring"), place.job("spring", image, timeouts=timeouts))
+    first_permit(place)
+    (pod,) = place.items("pods")
+    place.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+    lost = place.until(
+        "flashtasks", lambda tasks: next((t for t in tasks.values() if t["status"].get("phase") == "Unknown"), None)
+    )
+    assert lost["status"]["reason"] == "PodLost"
+    assert "Next: " in lost["status"]["message"]
+    job = place.finished("spring", 200)
+    assert condition(job, "Succeeded")["status"] == "True", place.story()
+    (task,) = place.tasks("spring").values()
+    assert last_attempt(task)["reason"] == "PodLost"
+    first, second = permits(task)
+    assert second["fence"] > first["fence"]
+    assert place.installs("four") == 2
 
 
 def test_gateway_down_in_mid_job(world: World, place: Place) -> None:

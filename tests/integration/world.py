@@ -368,6 +368,16 @@ def registry_down(world: World) -> Iterator[None]:
         world.sandbox.registry.resume()
 
 
+@contextmanager
+def pods_held(world: World) -> Iterator[None]:
+    """Pods are made, but reach no node meanwhile."""
+    world.sandbox.plane.kubectl("cordon", NODE_NAME)
+    try:
+        yield
+    finally:
+        world.sandbox.plane.kubectl("uncordon", NODE_NAME)
+
+
 def condition(obj: Obj, kind: str) -> Obj:
     """A condition of an object; empty where it has none."""
     conditions: list[Obj] = obj.get("status", {}).get("conditions", [])
