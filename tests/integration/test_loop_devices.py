@@ -36,7 +36,9 @@ def serial(chip: str = "esp32c3", **fault: Any) -> dict[str, Any]:
     return {"chip": chip, "transport": "serial", "faults": [fault] if fault else []}
 
 
-HASTE = {"startSeconds": 90, "bootSeconds": 3, "confirmSeconds": 4, "attestSeconds": 5}
+HASTE = {"startSeconds": 90, "bootSeconds": 5, "confirmSeconds": 5, "attestSeconds": 5}
+# The next attempt comes when the device has gone back by itself; before that it would find its installation and go on.
+LATER = {"retries": {"limit": 1, "backoffSeconds": 5}}
 CASES = {
     # What goes wrong and is made good
     "cable-pulled": Case(
@@ -44,7 +46,7 @@ CASES = {
     ),
     "confirm-lost": Case(
         network({"kind": "LosesConfirm", "times": 3}), "Succeeded", "Proven", 2, attempts=2,
-        last_attempt="ConfirmTimeout", job={"timeouts": HASTE},
+        last_attempt="ConfirmTimeout", job={"timeouts": HASTE, "strategy": LATER},
     ),
     # What goes wrong and stays so
     "silent-port": Case(
