@@ -78,7 +78,11 @@ async def play(
     devices = cast(options.devices)
     firmware = real_images(options.firmware, [d.chip for d in devices]) if options.firmware else {}
     for image in firmware.values():
-        console.print(f"real firmware for {image.chip}: {image.path} (calls itself {image.name!r})", highlight=False)
+        console.print(
+            f"real firmware for {image.chip}: {image.path} (calls itself {image.name!r})",
+            highlight=False,
+            soft_wrap=True,
+        )
     materials = Materials.make(options.directory / "materials")
     with Lifeline() as lifeline, ThreadPoolExecutor(1) as pool, build_progress(console) as progress:
         compiled = pool.submit(
