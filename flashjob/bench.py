@@ -10,8 +10,10 @@ Rules:
 """
 
 import asyncio
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from attestation.anchors import DeviceAnchor
 from attestation.directory import TrustDirectory
+from attestation.errors import Reject
 from attestation.policy import AttestationPolicySpec
 from firmware_pipeline import api
 from firmware_pipeline.credentials import load_credentials
@@ -80,7 +83,7 @@ async def flash_one(
             await transport.close()
             raise
         try:
-            with trust.locked(bytes.fromhex(device_id)):
+            with _alone(trust, anchor):
                 return await _flash(wish, trust, transport, anchor, chip, Path(folder), console, listener)
         finally:
             await transport.close()
@@ -108,6 +111,19 @@ def _anchor(trust: TrustDirectory, device_id: str) -> DeviceAnchor:
             Reason.DEVICE_NOT_ENROLLED.next_step,
         )
     return anchor
+
+
+@contextlib.contextmanager
+def _alone(trust: TrustDirectory, anchor: DeviceAnchor) -> Iterator[None]:
+    """Rule 3."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(trust.locked(anchor.ueid))
+        except Reject as reject:
+            raise FlashJobError(
+                Reason.DEVICE_BUSY, reject.message, "wait until the other process has ended, then try again"
+            ) from reject
+        yield
 
 
 async def _flash(

@@ -98,7 +98,8 @@ def enroll(
     try:
         device_id = asyncio.run(run())
     except Reject as reject:
-        raise FlashJobError(Reason.EVIDENCE_INVALID, str(reject), "see the message") from reject
+        where = f"the trust directory {trust}" if trust else "the AttestationPolicy and the grant key"
+        raise FlashJobError(Reason.EVIDENCE_INVALID, str(reject), f"check {where}") from reject
     Console().print(f"enrolled [bold]{name}[/] {device_id} ({root_of_trust}, policy {policy})", highlight=False)
 
 
@@ -117,7 +118,7 @@ async def _into_directory(
         raise FlashJobError(
             Reason.POLICY_MISSING, f"{trust} has no policy {policy_name}", f"write policies/{policy_name}.yaml"
         )
-    signer = keys.from_pem(grant_key.read_bytes()) if grant_key else directory.grant_key().public_key()
+    signer = _public(grant_key) if grant_key else directory.grant_key().public_key()
     enrolment = Enrolment(anchor, tier, policy_name, policy, keys.key_id(signer))
     spec = await _look(way, enrolment, connection)
     directory.enroll(spec)
@@ -154,10 +155,10 @@ async def _into_cluster(
             ) from error
         policy = AttestationPolicySpec.model_validate_json(json.dumps(found["spec"]))
         if grant_key is not None:
-            pem = grant_key.read_text()
+            signer = _public(grant_key)
         else:
-            pem = (await api.get(CONFIG_MAPS, namespace, "flashjob-gateway"))["data"]["grant.pub"]
-        enrolment = Enrolment(anchor, tier, policy_name, policy, keys.key_id(keys.from_pem(pem)))
+            signer = keys.from_pem((await api.get(CONFIG_MAPS, namespace, "flashjob-gateway"))["data"]["grant.pub"])
+        enrolment = Enrolment(anchor, tier, policy_name, policy, keys.key_id(signer))
         spec = await _look(way, enrolment, connection)
         body = {
             "apiVersion": DEVICES.api_version,
@@ -180,6 +181,13 @@ async def _look(way: Transport, enrolment: Enrolment, connection: dict[str, Any]
         way, enrolment, nonce=secrets.token_bytes(32), now=int(time.time()), seconds=_FIRST_ANSWER_SECONDS
     )
     return device_spec(enrolment, facts, connection)
+
+
+def _public(path: Path) -> keys.PublicKey:
+    try:
+        return keys.from_pem(path.read_bytes())
+    except (OSError, Reject) as error:
+        raise typer.BadParameter(f"--grant-key {path} is no PEM public key: {error}") from error
 
 
 def _anchor(text: str) -> keys.PublicKey:

@@ -54,6 +54,9 @@ def flash(
 
     Exit codes: 0 proven (or already running, proven); 1 failed; 2 usage; 3 refused before the first byte;
     4 written, but not provable at the demanded root of trust.
+
+    --json: {"error", "result", "verdict"}. An error says that nothing was begun; else there is a result, and a verdict
+    if the attempt came to one.
     """
     if (port is None) == (host is None):
         raise typer.BadParameter("give exactly one of --port and --host")
@@ -66,10 +69,14 @@ def flash(
     try:
         result, verdict = asyncio.run(flash_one(wish, console))
     except (FlashJobError, PipelineError, Reject) as error:
-        show(Console(stderr=True), _refusal(error, wish))
+        refusal = _refusal(error, wish)
+        show(Console(stderr=True), refusal)
+        if as_json:
+            why = {"reason": str(refusal.reason), "message": refusal.message, "nextStep": refusal.next_step}
+            typer.echo(json.dumps({"error": why, "result": None, "verdict": None}, sort_keys=True))
         raise typer.Exit(ExitCode.REFUSED) from error
     if as_json:
-        body: dict[str, Any] = {"result": result.dump(), "verdict": verdict.dump() if verdict else None}
+        body: dict[str, Any] = {"error": None, "result": result.dump(), "verdict": verdict.dump() if verdict else None}
         typer.echo(json.dumps(body, sort_keys=True))
     else:
         _print(console, result, verdict)
