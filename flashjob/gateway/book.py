@@ -237,7 +237,9 @@ class CaseBook:
         # A stage that could not be written is no loss: the next report tries again in another stage.
         with contextlib.suppress(FlashJobError, Conflict):
             gathered = await self.gather(namespace, task, progress.attempt)
-            if not gathered.case.judged:
+            seen = gathered.report.stage
+            told = seen and seen.name is progress.stage and seen.since >= self.clock.stamp(since - _STAGE_AFTER_SECONDS)
+            if not gathered.case.judged and not told:  # every replica hears of progress; one write is enough
                 report = at_stage(gathered.report, progress.stage, self.clock.stamp(since))
                 await self.write(namespace, task, report, gathered.version)
 

@@ -461,6 +461,28 @@ async def test_a_stage_that_takes_ten_seconds_is_written_once(office: Office) ->
     assert (patches(), office.report["stage"]["name"]) == (2, "Rebooting")
 
 
+async def test_replicas_that_hear_the_same_write_it_once(office: Office) -> None:
+    office.bench.now = 1_800_000_000.0
+    other = office.replica()
+    async with running(other):
+        office.book.saw(SPACE, TASK, at(Stage.WRITING))
+        office.bench.now += 0.3
+        other.saw(SPACE, TASK, at(Stage.WRITING))
+        for book in (office.book, other):
+            office.bench.now += 10
+            book.saw(SPACE, TASK, at(Stage.WRITING))
+            await office.seen()
+    assert office.report["stage"]["since"] == "2027-01-15T08:00:00.000000Z"
+    patches = [call for call in office.cluster.calls if call.verb == "patch" and call.resource == FLASHTASKS]
+    assert len(patches) == 1
+    office.attempt = 2
+    office.book.saw(SPACE, TASK, at(Stage.WRITING, attempt=2))
+    office.bench.now += 10
+    office.book.saw(SPACE, TASK, at(Stage.WRITING, attempt=2))
+    await office.seen()
+    assert office.report["stage"]["since"] == "2027-01-15T08:00:20.300000Z", "the next attempt's writing began anew"
+
+
 async def test_the_same_stage_of_the_next_attempt_is_another_one(office: Office) -> None:
     office.book.saw(SPACE, TASK, at(Stage.WRITING))
     office.bench.now += 30

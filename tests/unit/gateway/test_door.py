@@ -269,6 +269,20 @@ async def test_3_trouble_of_the_gateway_is_503(world: World) -> None:
     assert (status, problem.reason) == (503, "GatewayUnavailable")
 
 
+async def test_3_a_task_that_others_keep_writing_to_is_trouble_too(world: World) -> None:
+    world.court.conflicts = 5
+    evidence = world.court.bench.evidence(await world.court.nonce(Purpose.BEFORE))
+    body = {
+        "attempt": 1,
+        "evidence": b64url(evidence),
+        "deviceNonce": b64url(world.court.bench.nonce(Verb.INSTALL)),
+        "release": b64url(world.court.release),
+    }
+    status, problem = await world.ask("/v1/tasks/t/permit", body)
+    assert (status, problem.reason, problem.retryable) == (503, "GatewayUnavailable", True)
+    assert (await world.ask("/v1/tasks/t/permit", body))[0] == 200, "asked again, the same request is fine"
+
+
 async def test_3_a_long_message_still_arrives(world: World) -> None:
     world.court.held = (Reason.SUSPENDED, "why " * 1000)
     evidence = world.court.bench.evidence(await world.court.nonce(Purpose.BEFORE))
