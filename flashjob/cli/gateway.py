@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from aiohttp import web
 
+from flashjob.cluster.kubeapi import ApiError, KubeApi
 from flashjob.cluster.login import connect, own_namespace
 from flashjob.errors import FlashJobError
 from flashjob.gateway.book import CaseBook
@@ -42,6 +43,9 @@ def gateway(
 ) -> None:
     """Serve flashing pods: nonces, permits, evidence, verdicts."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    host, _, port = listen.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise typer.BadParameter(f"--listen {listen} is not ADDRESS:PORT")
     keys = load_keys(grant_key, nonce_keys)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -53,13 +57,12 @@ def gateway(
     async def serve() -> None:
         api = await connect(kubeconfig)
         try:
-            found = issuer or (await api.get_raw("/.well-known/openid-configuration"))["issuer"]
+            found = issuer or await _issuer(api)
             clock = Clock()
             book = CaseBook(api, operator_namespace or own_namespace(), found, TOKEN_AUDIENCE, clock, namespace)
             door = Door(Service(book, keys, clock), book, ProgressBoard(), book)
             runner = web.AppRunner(door.application(), access_log=None)
             await runner.setup()
-            host, _, port = listen.rpartition(":")
             await web.TCPSite(runner, host, int(port), ssl_context=tls).start()
             log.info("listening on %s, issuer %s", listen, found)
             try:
@@ -70,6 +73,17 @@ def gateway(
             await api.close()
 
     asyncio.run(serve())
+
+
+async def _issuer(api: KubeApi) -> str:
+    try:
+        return str((await api.get_raw("/.well-known/openid-configuration"))["issuer"])
+    except (ApiError, KeyError, TypeError) as error:
+        raise FlashJobError(
+            Reason.GATEWAY_UNAVAILABLE,
+            f"the API server does not say who issues its tokens: {error}",
+            "check that it runs and that the gateway may GET /.well-known/openid-configuration, or give --issuer",
+        ) from error
 
 
 async def _until_stopped(book: CaseBook) -> None:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from attestation import keys
 from attestation.grants import Verb
 from flashjob.cluster.resources import FLASHTASKS, PODS
 from flashjob.errors import FlashJobError
@@ -34,6 +38,7 @@ from flashjob.wire.gateway import (
 from flashjob.wire.pod import VIEWER_SERVICE_ACCOUNT
 from tests.unit.gateway.office import JOB, POD, SPACE, TASK, Office, open_office
 from tests.unit.gateway.test_tokens import FOREIGN_KEY, bound, claims, token
+from tests.unit.virtual.workbench import GRANT_KEY
 
 
 class Served:
@@ -180,3 +185,66 @@ async def test_the_viewers_token_shows_progress_and_a_pods_does_not(served: Serv
                 assert answer.status == expected
                 if expected == 200:
                     assert [item["task"] for item in (await answer.json())["items"]] == [TASK]
+
+
+# --- flashjob gateway, the process
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """All that it needs, but for an API server: at that port nobody listens."""
+    certificate, key = Authority(tmp_path / "ca", datetime.datetime.now(datetime.UTC)).issue(
+        "gateway", "gateway", hosts=["127.0.0.1"], server=True
+    )
+    (tmp_path / "grant.key").write_bytes(keys.private_to_pem(GRANT_KEY))
+    (tmp_path / "nonce").mkdir()
+    (tmp_path / "nonce" / "1").write_bytes(b"n" * 32)
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(config))
+    options = {
+        "tls-cert": certificate,
+        "tls-key": key,
+        "grant-key": tmp_path / "grant.key",
+        "nonce-keys": tmp_path / "nonce",
+        "kubeconfig": tmp_path / "kubeconfig",
+        "listen": "127.0.0.1:0",
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def start(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flashjob.cli", "gateway", *words],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["grant.key", "nonce/1", "ca/gateway.key"])
+def test_it_does_not_start_without_its_keys(command: list[str], tmp_path: Path, name: str) -> None:
+    (tmp_path / name).unlink()
+    done = start(*command)
+    assert done.returncode == 1
+    assert done.stderr.startswith("KeyUnreadable: ")
+    assert "Next: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("listen", ["8443x", "127.0.0.1", "127.0.0.1:99999", ""])
+def test_it_listens_on_an_address_and_a_port(command: list[str], listen: str) -> None:
+    done = start(*command, "--listen", listen)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_it_says_so_where_there_is_no_api_server(command: list[str]) -> None:
+    done = start(*command)
+    assert done.returncode == 1
+    assert "GatewayUnavailable: the API server does not say who issues its tokens" in done.stderr
+    assert "Traceback" not in done.stderr
