@@ -109,6 +109,8 @@ async def test_control_counts_resets_and_injects(fleet: Fleet) -> None:
     fault = {"kind": "CablePulled", "percent": 30}
     assert await fleet.ask(do="fault", device="porch-1", fault=fault) == {"ok": True}
     assert await fleet.ask(do="behave", device="porch-2", behaviour="RunsOldImage") == {"ok": True}
+    loses = {"kind": "LosesConfirm", "times": 3}
+    assert await fleet.ask(do="behave", device="porch-2", behaviour=loses) == {"ok": True}
 
 
 async def test_wrong_control_requests_are_answered_with_an_error(fleet: Fleet) -> None:
@@ -118,6 +120,8 @@ async def test_wrong_control_requests_are_answered_with_an_error(fleet: Fleet) -
         {"do": "fault", "device": "porch-1", "fault": {"kind": "Meteor"}},
         {"do": "fault", "device": "porch-1", "fault": {"kind": "BitFlips", "color": "red"}},
         {"do": "behave", "device": "porch-1", "behaviour": "Nice"},
+        {"do": "behave", "device": "porch-1", "behaviour": {"kind": "LosesConfirm", "often": 3}},
+        {"do": "behave", "device": "porch-1"},
     ]
     for request in wrong:
         assert set(await fleet.ask(**request)) == {"error"}, request
