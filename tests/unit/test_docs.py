@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents tell people to type exists, and what they list is complete."""
 
+import contextlib
 import importlib
 import os
+import random
 import re
 import runpy
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +27,6 @@ from flashjob.api.flashjob import FlashJob
 from flashjob.api.flashtask import Phase
 from flashjob.cli.main import COMMANDS
 from flashjob.gateway.door import MAX_BODY_BYTES
-from flashjob.sandbox.ports import free_port
 from flashjob.virtual.fleet import FleetSpec
 from flashjob.wire import gateway
 from flashjob.wire.base import WireModel
@@ -171,25 +174,82 @@ def test_the_index_names_every_page() -> None:
     assert pages - {"README.md"} <= set(linked)
 
 
-@pytest.mark.integration
-def test_the_bench_page_works_as_it_stands(tmp_path: Path) -> None:
-    """All its shell blocks, one after the other, in an empty directory; only the TCP ports are others."""
-    first = free_port()
-    script = "\n".join(blocks("docs/bench.md", "sh"))
-    script = script.replace("prepare.py bench", f"prepare.py bench --first-port {first}")
+def workplace(directory: Path) -> dict[str, str]:
+    """What the pages call the root of this repository; the environment to type in."""
+    (directory / "examples").symlink_to(ROOT / "examples")
+    environment = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
+    return {**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "100"}
+
+
+def two_ports() -> int:
+    """The first of two free TCP ports, outside the range that the system hands out."""
+    for first in random.sample(range(20_000, 30_000, 2), 100):
+        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", first))
+            other.bind(("127.0.0.1", first + 1))
+            return first
+    raise AssertionError("no two free ports beside each other")
+
+
+def played(script: str, directory: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a page's commands, with free TCP ports for its virtual devices, which end with it."""
+    first = two_ports()
+    script = re.sub(r"prepare\.py (\S+)", rf"prepare.py \1 --first-port {first}", script)
     script = script.replace("18081", str(first)).replace("18082", str(first + 1))
-    script = script.replace(
-        "> ready.json &", "> ready.json & trap 'kill $!' EXIT\nuntil [ -s ready.json ]; do sleep 0.1; done"
+    ready = "> ready.json & fleet=$!; trap 'kill $fleet' EXIT\nwhile kill -0 $fleet && [ ! -s ready.json ]; do sleep 0.1; done"
+    script = script.replace("> ready.json &", ready)
+    return subprocess.run(
+        ["bash", "-O", "expand_aliases"],
+        input=script,
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
     )
-    script = re.sub(r"^python -c .* bootloader.bin$", "", script, flags=re.MULTILINE).replace("kill %1", "")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "100"}
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(200)
+def test_the_bench_page_works_as_it_stands(tmp_path: Path) -> None:
+    """All its shell blocks, one after the other."""
+    script = "\n".join(blocks("docs/bench.md", "sh")).replace("kill %1", "")
+    done = played(
+        re.sub(r"^python -c .* bootloader.bin$", "", script, flags=re.MULTILINE), tmp_path, workplace(tmp_path)
     )
-    said = done.stdout
     assert done.returncode == 0, done.stderr[-2000:]
-    assert said.count("Proven: fresh evidence") == 2, said + done.stderr
-    assert said.count("MeasurementMismatch: ") == 1
-    assert said.count("RootOfTrustTooLow: ") == 1
-    assert said.rstrip().endswith("proven")
+    assert done.stdout.count("Proven: fresh evidence") == 2, done.stdout + done.stderr
+    assert done.stdout.count("MeasurementMismatch: ") == 1
+    assert done.stdout.count("RootOfTrustTooLow: ") == 1
+    assert done.stdout.rstrip().endswith("proven")
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_the_tour_works_as_it_stands(tmp_path: Path) -> None:
+    """The sandbox in one terminal; in the other what it prints, then every block of the tour."""
+    environment = workplace(tmp_path)
+    page = text("README.md")
+    tour = page[page.index("## Five-minute tour") : page.index("## Parts")]
+    terminal, *rest = (body for language, body in _BLOCK.findall(tour) if language == "sh")
+    up = shlex.split(terminal.splitlines()[-1])
+    with subprocess.Popen(up, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as sandbox:
+        assert sandbox.stdout
+        try:
+            said: list[str] = []
+            for line in sandbox.stdout:
+                said.append(line.strip())
+                if line.startswith("Ctrl-C"):
+                    break
+            pasted = [line for line in said if line.startswith(("export ", "alias "))]
+            (registry,) = re.findall(r" (127\.0\.0\.1:\d+)/NAME:TAG", "\n".join(said))
+            script = "\n".join([*pasted, *rest]).replace("127.0.0.1:PORT", registry)
+            done = played(script, tmp_path, environment)
+        finally:
+            sandbox.send_signal(signal.SIGINT)
+            sandbox.wait(60)
+    assert "berlin-2-0: Succeeded, 2/2 done" in done.stderr, done.stdout + done.stderr
+    assert "hamburg-2-0: Failed, 1/1 done" in done.stderr
+    assert re.search("^exit code 1$", done.stdout, re.MULTILINE)
+    assert re.search("^hamburg-2-0 +Failed +1/1 +2.0.0 +MeasurementMismatch ", done.stdout, re.MULTILINE)
