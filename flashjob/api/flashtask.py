@@ -132,12 +132,20 @@ class Verdict(WireModel):
     at: Annotated[Timestamp, Field(description="When it was judged.")]
 
 
+class FromTo(WireModel):
+    """An application and its version."""
+
+    application: Annotated[str, Field(max_length=32, description="Project name.")] = ""
+    version: Annotated[str, Field(max_length=32, description="Version.")] = ""
+
+
 class Report(WireModel):
     """What the gateway knows; its own field, its own field manager."""
 
     permits: Annotated[
         tuple[Permit, ...], Field(max_length=100, description="One per attempt that may have written.")
     ] = ()
+    before: Annotated[FromTo | None, Field(description="What the device proved to run before the first byte.")] = None
     stage: Annotated[StageReport | None, Field(description="Where a long attempt is.")] = None
     used_nonces: Annotated[
         tuple[Hex, ...], Field(max_length=64, description="Hashes of consumed nonces; a nonce is good once.")
@@ -161,13 +169,6 @@ class AttemptRecord(WireModel):
     message: Annotated[Message, Field(description="Why, for people.")] = ""
     stage: Annotated[str, Field(max_length=32, description="Where it ended.")] = ""
     ended_at: Annotated[Timestamp, Field(description="When it ended.")]
-
-
-class FromTo(WireModel):
-    """Application and version, before and after."""
-
-    application: Annotated[str, Field(max_length=32, description="Project name.")] = ""
-    version: Annotated[str, Field(max_length=32, description="Version.")] = ""
 
 
 class FlashTaskStatus(WireModel):

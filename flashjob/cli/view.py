@@ -9,8 +9,8 @@
    phase is the operator's.
 4. Per cent is that of the stage the live progress names, at most 99: the stage's end is the next stage.
 5. Why: a final task's own reason and message; else what it waits for; else how the attempt before ended.
-6. What a device was before is what the task says; until then what Device.status says, unless that is already this
-   task's doing.
+6. What a device was before is what the task says, which is what it proved before its first byte; until then what
+   Device.status says, unless that is already this task's doing.
 7. "Runs" is only what a verdict measured, never what was intended; without a verdict it is left open.
 8. Text of devices, people and servers loses its control characters: nothing drives the terminal.
 9. The job's end: 0 if the condition Succeeded is True at Finished, else 1. Before Finished there is none.
@@ -220,7 +220,7 @@ def _why(task: FlashTask, phase: Phase) -> tuple[str, str]:
 
 def _was(task: FlashTask, device: Device | None) -> str:
     """Rule 6."""
-    before = task.status.from_
+    before = task.status.from_ or (task.status.report.before if task.status.report else None)
     if before is not None:
         return plain(f"{before.application} {before.version}".strip())
     firmware = device.status.firmware if device else None

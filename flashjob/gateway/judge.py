@@ -80,6 +80,8 @@ class Addition:
     permit: PermitRecord | None = None
     used_nonces: tuple[str, ...] = ()
     finding: Finding | None = None
+    before: tuple[str, str] | None = None
+    """Application and version that the device proved before the first byte."""
 
     @property
     def empty(self) -> bool:
@@ -181,7 +183,8 @@ def permit(
         write_seconds=case.timeouts.write_seconds,
         install_grant=_install_grant(case, record, request, keys) if case.transport is TransportKind.NETWORK else None,
     )
-    return reply, Addition(permit=None if case.permit else record, used_nonces=marks)
+    ran = (seen.application, seen.version) if seen and not case.permits else None
+    return reply, Addition(permit=None if case.permit else record, used_nonces=marks, before=ran)
 
 
 def first_evidence(case: Case, request: EvidenceRequest, keys: Keys, *, now: int) -> tuple[EvidenceReply, Addition]:

@@ -11,7 +11,7 @@ Rules:
 from typing import Final
 
 from attestation.policy import Measurement as Measured
-from flashjob.api.flashtask import Permit, Report, StageReport, Verdict
+from flashjob.api.flashtask import FromTo, Permit, Report, StageReport, Verdict
 from flashjob.wire.gateway import Outcome, Stage
 from flashjob.wire.target import Measurement
 
@@ -40,10 +40,15 @@ def added(report: Report, addition: Addition, *, attempt: int, at: str) -> Repor
         update={
             "permits": permits,
             "used_nonces": (*report.used_nonces, *addition.used_nonces)[-_MOST_MARKS:],
+            "before": _ran(addition.before) or report.before,
             "verdict": verdict,
             "stage": None if addition.finding is not None else report.stage,
         }
     )
+
+
+def _ran(before: tuple[str, str] | None) -> FromTo | None:
+    return FromTo(application=before[0][:32], version=before[1][:32]) if before else None
 
 
 def at_stage(report: Report, stage: Stage, at: str) -> Report:

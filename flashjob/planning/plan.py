@@ -236,9 +236,12 @@ class _Round:
             status |= {"attempt": attempt, "pod": names.pod_name(task.name, attempt)}
         if granted:
             status["startedAt"] = granted[0].at
-        if device is not None and device.status.firmware is not None:
-            before = device.status.firmware
-            status["from"] = FromTo(application=before.application, version=before.version).dump()
+        proven = task.status.report.before if task.status.report else None
+        known = device.status.firmware if device is not None else None
+        if proven is not None:
+            status["from"] = proven.dump()
+        elif known is not None:
+            status["from"] = FromTo(application=known.application, version=known.version).dump()
         if result is not None:
             status["bytesWritten"] = result.bytes_written
             status["seconds"] = {k: round(v, 3) for k, v in list(result.seconds.items())[:16]}

@@ -43,6 +43,9 @@ async def test_the_good_way_ends_proven_with_three_writes() -> None:
     assert verdict.boot_id == court.report.permits[0].grant_id
     assert court.writes == 2, "the permit and the verdict; the first evidence is not worth a write"
     assert len(court.report.used_nonces) == 3
+    before = court.report.before
+    assert before is not None
+    assert (before.application, before.version) == ("porch", "1.0"), "what it proved before the first byte"
 
 
 async def test_1_a_judged_attempt_is_not_judged_again() -> None:
