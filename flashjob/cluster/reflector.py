@@ -11,7 +11,8 @@ Rules (tests name them):
 4. An event that is older than what is cached changes nothing. One that is older than the stream, of an object not
    cached so new, means that the stream cannot be trusted: a new list.
 5. A change is reported only where the projection changed; a new uid under an old name is a deletion, then an addition.
-6. An object that the projection cannot read (ValueError) is not cached and is named in `unreadable`.
+6. An object that the projection cannot read is not cached and is named in `unreadable`: one bad object must not end the
+   process that watches all.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ class Reflector(Generic[T]):
         api: where from.
         resource: the collection.
         namespace: "" for all.
-        project: makes what is kept of an object, small; pure; raises ValueError for an object it cannot read.
+        project: makes what is kept of an object, small; pure; may raise ValueError for an object it cannot read.
         label_selector, field_selector: narrow the collection at the server.
         on_change: called for each change, in the event loop; it must be quick and must not raise.
         random_source: of the backoff's jitter.
@@ -208,7 +209,7 @@ class Reflector(Generic[T]):
         old = self._values.get(key)
         try:
             new = self._project(obj)
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if self.unreadable.get(key) != str(error):
                 _log.warning("%s %s/%s cannot be read and is left out: %s", self.resource.kind, *key, error)
             self.unreadable[key] = str(error)

@@ -71,10 +71,10 @@ class Workplace:
         tempfile.tempdir = None  # it is looked up again
 
     def keep_logs(self) -> Path | None:
-        """Delete all but the logs; where they are, None if there are none."""
+        """Delete all but the logs that say something; where they are, None if there are none."""
         kept = None
         for path in sorted(self.directory.rglob("*"), reverse=True):
-            if path.is_file() and path.suffix == ".log" and not path.is_symlink():
+            if path.suffix == ".log" and path.is_file() and not path.is_symlink() and path.stat().st_size:
                 kept = self.directory
             elif path.is_dir() and not path.is_symlink():
                 if not any(path.iterdir()):

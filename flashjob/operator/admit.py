@@ -30,6 +30,7 @@ from flashjob.wire.target import Target
 from .artifacts import Artifact, Artifacts, Refused, SignerKey
 
 FIRST_RETRY_SECONDS: Final = 2.0
+MOST_SIGNERS: Final = 32
 LAST_RETRY_SECONDS: Final = 60.0
 
 
@@ -142,7 +143,7 @@ class Admitter:
         for name in sorted({device.policy for device in devices}):
             spec = policies.get(name)
             if spec is not None and (name, spec.required_signers) not in known.policies:
-                known.policies[name, spec.required_signers] = await self._policy(artifact, digest, name, spec)
+                known.policies[name, spec.required_signers] = await self._policy(artifact, known, name, spec)
         chips = {device.facts.chip if device.facts else "" for device in devices}
         if "" in chips and known.chips and len(known.chips) == 1:
             chips.add(known.chips[0])
@@ -154,18 +155,21 @@ class Admitter:
                     raise
                 known.refused_chips[chip] = error.refusal
 
-    async def _policy(self, artifact: Artifact, digest: str, name: str, spec: AttestationPolicySpec) -> Policy:
+    async def _policy(self, artifact: Artifact, known: _Known, name: str, spec: AttestationPolicySpec) -> Policy:
+        assert known.firmware is not None
         required = spec.required_signers
         if required is None:
             return Policy(refuse(Reason.SIGNERS_NOT_CONFIGURED, f"AttestationPolicy {name} names no requiredSigners"))
         keys = [SignerKey(signer.name, signer.public_key) for signer in required.keys]
         try:
-            await asyncio.to_thread(artifact.verify, digest, keys, required.threshold)
+            signed = await asyncio.to_thread(artifact.verify, known.firmware.digest, keys, required.threshold)
         except Refused as error:
             if error.passing:
                 raise
             text = f"AttestationPolicy {name}: {error.refusal.message}"
             return Policy(Refusal(error.refusal.reason, text[:1024]))
+        signers = sorted({*known.firmware.signers, *signed})[:MOST_SIGNERS]
+        known.firmware = known.firmware.model_copy(update={"signers": tuple(signers)})
         return Policy()
 
     async def _docker_config(self, job: Job) -> bytes | None:

@@ -172,7 +172,7 @@ def _over(task: Task, attempt: int, code: str, message: str, stage: str, retries
     """Rule 6."""
     if not rules.retried(code):
         return Ends(failure(task, code, message), attempt)
-    if not rules.attempts_left(attempt, retries):
+    if not rules.attempts_left(attempt, retries, code):
         text = f"attempt {attempt} of {retries.limit + 1}, the last: {message}"
         return Ends(failure(task, code, text), attempt)
     return AttemptEnds(attempt, code, with_next(code, message), stage)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which failures are tried again, and when.
 
-1. Retried: transport, port, timeouts, registry, gateway, lost pods, and a confirm that did not get through. The next
-   attempt attests first, so a device that already proves the target is never written again.
+1. Retried: transport, port, timeouts, registry, gateway, lost pods, a confirm that did not get through, and an attempt
+   that the job's pause met before its permit. The next attempt attests first, so a device that already proves the target
+   is never written again.
 2. Never retried: refusals, signatures, policy, and everything a device proved wrong (MeasurementMismatch, BootIdMismatch,
    evidence that does not hold). Trying again would not make it truer.
 3. A reason that is not known here is not retried.
-4. At most `limit` attempts after the first; the last attempt's reason is the task's reason.
+4. At most `limit` attempts after the first; the last attempt's reason is the task's reason. Being paused uses none up.
 5. The wait before retry n is backoff * 2^(n-1), at most an hour.
 6. A failure without any permit whose reason is a refusal ends as Rejected: nothing was written. All others end as Failed.
 """
@@ -17,6 +18,8 @@ from flashjob.api.flashjob import Retries
 from flashjob.wire.reasons import Reason
 
 MAX_BACKOFF: Final = 3600.0
+LAST_ATTEMPT: Final = 100
+"""The highest number an attempt can have (FlashTask.status.attempt)."""
 
 RETRIED: Final = frozenset(
     {
@@ -31,6 +34,7 @@ RETRIED: Final = frozenset(
         Reason.GATEWAY_UNAVAILABLE,
         Reason.GATEWAY_UNREADY,
         Reason.PERMIT_REFUSED,
+        Reason.PAUSED,
         Reason.NOT_ASSIGNED,
         Reason.START_TIMEOUT,
         Reason.FETCH_TIMEOUT,
@@ -54,9 +58,9 @@ def retried(code: str) -> bool:
     return code in RETRIED
 
 
-def attempts_left(attempt: int, retries: Retries) -> bool:
-    """Rule 4: whether there is a next attempt after this one."""
-    return attempt <= retries.limit
+def attempts_left(attempt: int, retries: Retries, code: str) -> bool:
+    """Rule 4: whether there is a next attempt after this one, which ended with `code`."""
+    return attempt <= retries.limit or (code == Reason.PAUSED and attempt < LAST_ATTEMPT)
 
 
 def next_start(attempt: int, ended_at: float, retries: Retries) -> float:

@@ -146,7 +146,7 @@ class Reason(StrEnum):
     GRANT_KEY_UNKNOWN = (
         "GrantKeyUnknown",
         "the device does not know the gateway's key",
-        "flashjob device provision",
+        "put the gateway's public key into one of the device's two owner slots (docs/device-protocol.md)",
     )
     TRANSPORT_UNSUPPORTED = (
         "TransportUnsupported",

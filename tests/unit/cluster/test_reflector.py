@@ -212,10 +212,11 @@ async def test_rule_5_a_new_uid_under_an_old_name_is_another_object(cluster: Fak
     assert watched.changes[1:] == [("a", False, None), ("a", None, False)]
 
 
-async def test_rule_6_an_unreadable_object_is_named_not_kept(cluster: FakeCluster) -> None:
+@pytest.mark.parametrize("trouble", [ValueError, KeyError, TypeError, AttributeError])
+async def test_rule_6_an_unreadable_object_is_named_not_kept(cluster: FakeCluster, trouble: type[Exception]) -> None:
     def strict(obj: Obj) -> str:
         if obj["spec"].get("suspended"):
-            raise ValueError("cannot read this")
+            raise trouble("cannot read this")
         return str(obj["spec"]["id"])
 
     watched = Watched(cluster, strict)
@@ -224,7 +225,8 @@ async def test_rule_6_an_unreadable_object_is_named_not_kept(cluster: FakeCluste
     await ready(cluster, watched)
     await cluster.patch(DEVICES, NS, "a", {"spec": {"suspended": True}}, field_manager="t")
     await until(lambda: watched.reflector.unreadable)
-    assert watched.reflector.unreadable == {(NS, "a"): "cannot read this"}
+    assert list(watched.reflector.unreadable) == [(NS, "a")]
+    assert "cannot read this" in watched.reflector.unreadable[NS, "a"]
     assert watched.changes[-1][2] is None
     assert len(watched.reflector) == 0
     await cluster.patch(DEVICES, NS, "a", {"spec": {"suspended": False}}, field_manager="t")

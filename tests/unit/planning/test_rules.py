@@ -317,7 +317,8 @@ def test_what_is_never_retried(code: str) -> None:
 def test_backoff_doubles_up_to_an_hour() -> None:
     rule = Retries(limit=2, backoff_seconds=30)
     assert [retries.next_start(n, 0, rule) for n in (1, 2, 3, 50)] == [30, 60, 120, 3600]
-    assert [retries.attempts_left(n, rule) for n in (1, 2, 3)] == [True, True, False]
+    assert [retries.attempts_left(n, rule, "PortBusy") for n in (1, 2, 3)] == [True, True, False]
+    assert [retries.attempts_left(n, rule, "Paused") for n in (3, 99, 100)] == [True, True, False]
 
 
 # --- rediscovery
