@@ -170,10 +170,5 @@ def test_a_cache_that_cannot_be_written_is_said(temporary: Path, tmp_path: Path)
     assert f"CacheNotWritable: compiled programs are kept in {nowhere}/flashjob, which cannot be written" in done.stderr
     assert "Next: set XDG_CACHE_HOME" in done.stderr
     assert "Traceback" not in done.stderr
-    kept = next(
-        line.split()[-1] for line in done.stderr.splitlines() + done.stdout.splitlines() if "logs are kept in" in line
-    )
-    left = [path for path in temporary.rglob("*") if path.is_file()]
-    assert left
-    assert all(path.suffix == ".log" and path.is_relative_to(kept) for path in left)
+    assert list(temporary.iterdir()) == []
     assert of_state_dir(temporary) == []
