@@ -68,6 +68,7 @@ async def test_one_device_to_succeeded(world: World) -> None:
     job = world.get(r.FLASHJOBS, "porch")["status"]
     assert job["phase"] == "Succeeded"
     assert job["progress"] == "1/1"
+    assert job["firmware"]["signers"] == ["ci"], "those whose signature the policy demanded"
     assert {c["type"]: c["status"] for c in job["conditions"]} == {
         "Validated": "True",
         "ArtifactVerified": "True",
