@@ -148,7 +148,9 @@ def _updates(world: World, place: Place, rounds: int) -> list[Update]:
 
 
 def _listed(device: Obj) -> bool:
-    return bool(device.get("status", {}).get("attestation", {}).get("accepted"))
+    """Attested, and its Instance is known: what the handler wrote before the job is then written, and not counted."""
+    status = device.get("status", {})
+    return bool(status.get("attestation", {}).get("accepted")) and "instance" in status
 
 
 def _update(world: World, place: Place, name: str, transport: str, image: str) -> Update:
