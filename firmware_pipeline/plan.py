@@ -88,9 +88,6 @@ class MeasurementEntry(Model):
     def of(cls, measurement: Measurement) -> "MeasurementEntry":
         return cls(scheme=measurement.scheme, alg=measurement.alg, value=measurement.value.hex())
 
-    def to_measurement(self) -> Measurement:
-        return Measurement(self.scheme, self.alg, bytes.fromhex(self.value))
-
     def model_post_init(self, _context: object) -> None:
         if len(self.value) != 2 * DIGEST_SIZE[self.alg]:
             raise ValueError(f"a measurement with alg {self.alg} has {DIGEST_SIZE[self.alg]} bytes")

@@ -64,12 +64,8 @@ PODS: Final = Resource("", "v1", "pods", "Pod", status=True)
 SECRETS: Final = Resource("", "v1", "secrets", "Secret")
 CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICE_ACCOUNTS: Final = Resource("", "v1", "serviceaccounts", "ServiceAccount")
-SERVICES: Final = Resource("", "v1", "services", "Service", status=True)
 EVENTS: Final = Resource("", "v1", "events", "Event")
-NODES: Final = Resource("", "v1", "nodes", "Node", namespaced=False, status=True)
-NAMESPACES: Final = Resource("", "v1", "namespaces", "Namespace", namespaced=False, status=True)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
-ENDPOINT_SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 CRDS: Final = Resource(
     "apiextensions.k8s.io",
     "v1",

@@ -12,7 +12,6 @@ three clients of etcd stop before etcd, because an API server whose etcd is gone
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import secrets
 import subprocess
@@ -133,11 +132,6 @@ class ControlPlane:
             else:
                 return plane
         raise AssertionError("the last attempt returns or raises")
-
-    @classmethod
-    async def start_async(cls, state_dir: Path, *, binary: Path, audit_log: Path | None = None) -> ControlPlane:
-        """`start` in a thread."""
-        return await asyncio.to_thread(cls.start, state_dir, binary=binary, audit_log=audit_log)
 
     def __enter__(self) -> ControlPlane:
         return self

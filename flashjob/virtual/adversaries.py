@@ -43,9 +43,6 @@ class Behaviour:
         return True
 
 
-Honest = Behaviour
-
-
 @dataclass(slots=True)
 class RunsOldImage(Behaviour):
     """Takes the write, answers "done", claims the new boot id, and goes on booting the image it always ran."""
