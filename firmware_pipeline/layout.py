@@ -121,12 +121,12 @@ class LayoutStore:
                 "Check that the reference names a firmware artifact.",
             )
         sink = BytesIO()
-        self._copy(BlobReceiver(descriptor, sink), descriptor)
+        self.receive_blob(descriptor, BlobReceiver(descriptor, sink))
         return sink.getvalue()
 
     def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
         with atomic_file(path) as sink:
-            self._copy(BlobReceiver(descriptor, sink, progress), descriptor)
+            self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Manifests listed in index.json whose subject is `digest`, then those of the fallback tag."""
@@ -217,8 +217,9 @@ class LayoutStore:
             )
         return raw
 
-    def _copy(self, receiver: BlobReceiver, descriptor: Descriptor) -> None:
+    def receive_blob(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:
         with self._open(self._path(descriptor.digest)) as stream:
+            stream.seek(receiver.received)
             while chunk := stream.read(CHUNK_BYTES):
                 receiver.write(chunk)
         receiver.finish()

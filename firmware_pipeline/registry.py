@@ -164,15 +164,15 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
         if descriptor.size > max_bytes:
             raise _too_large(f"Content {descriptor.digest}", descriptor.size, max_bytes)
         sink = BytesIO()
-        self._receive(descriptor, BlobReceiver(descriptor, sink))
+        self.receive_blob(descriptor, BlobReceiver(descriptor, sink))
         return sink.getvalue()
 
     def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
         with atomic_file(path) as sink:
-            self._receive(descriptor, BlobReceiver(descriptor, sink, progress))
+            self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
-    def _receive(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:
-        """Stream a blob; after an interruption go on where it broke off (Range)."""
+    def receive_blob(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:
+        """See ArtifactStore. Streams; after an interruption go on where it broke off (Range)."""
         url = self._url(self._container.get_blob_url(descriptor.digest))
 
         def fetch() -> None:

@@ -89,6 +89,11 @@ class ArtifactStore(Protocol):
         """A blob into `path`, which appears complete and checked, or not at all."""
         ...
 
+    def receive_blob(self, descriptor: Descriptor, receiver: "BlobReceiver") -> None:
+        """Feed `receiver` the blob from byte `receiver.received` on, and let it finish. After an error its sink holds
+        a beginning, by which a later call can go on."""
+        ...
+
     def put_blob(self, blob: Blob, progress: Progress | None = None) -> None:
         """Store content; nothing is sent when the place has it already."""
         ...
@@ -116,6 +121,15 @@ class BlobReceiver:
         self._descriptor, self._sink, self._progress = descriptor, sink, progress
         self._hash = hashlib.sha256()
         self.received = 0
+
+    def resume(self) -> None:
+        """Take up what the sink holds already, hashed again; more than the descriptor allows is forgotten."""
+        self._sink.seek(0)
+        while chunk := self._sink.read(CHUNK_BYTES):
+            if self.received + len(chunk) > self._descriptor.size:
+                return self.restart()
+            self._hash.update(chunk)
+            self.received += len(chunk)
 
     def restart(self) -> None:
         """Forget what came so far."""
