@@ -8,12 +8,14 @@
 4  the registry refused the login or the right
 5  the registry could not be reached, did not answer rightly, or has no such artifact
 6  an artifact failed a check: digest, signature, release, content
+130  interrupted by Ctrl-C (143: by SIGTERM)
 """
 
 from typing import Final
 
 from firmware_pipeline.errors import Reason
 
+INTERRUPTED: Final = 130
 _USAGE: Final = frozenset(
     {Reason.ReferenceMalformed, Reason.KeyMalformed, Reason.SignersNotConfigured, Reason.CredentialsMalformed}
 )

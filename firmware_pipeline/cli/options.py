@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several verbs share. A group is a dataclass: a verb takes it as one parameter, the command line shows
+its fields (see `running.verb`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+Inputs = Annotated[
+    list[str],
+    Argument(help="Build folders, or OFFSET=FILE, or CHIP:OFFSET=FILE when several chips are given so."),
+]
+Ref = Annotated[str, Argument(help="HOST/REPOSITORY:TAG (or @sha256:...), or the directory of an OCI layout.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no remarks; warnings and errors only.")]
+DigestFile = Annotated[Path | None, Option(help="Write the index digest into this file.")]
+Keys = Annotated[list[Path] | None, Option("--key", help="PEM public key that is trusted; repeatable.")]
+Threshold = Annotated[int, Option(help="How many distinct trusted keys must have signed.", min=1)]
+Annotation = Annotated[list[str] | None, Option("--annotation", help="KEY=VALUE for the index; repeatable.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How to reach a registry."""
+
+    plain_http: Annotated[bool, Option("--plain-http", help="Speak http instead of https.")] = False
+    ca_file: Annotated[Path | None, Option(help="PEM certificates to trust instead of the system's.")] = None
+    trust_host: Annotated[
+        list[str] | None, Option(help="Further host of the registry's owner, e.g. its token service; repeatable.")
+    ] = None
+    username: Annotated[str | None, Option(help="User name; needs --password-stdin.")] = None
+    password_stdin: Annotated[bool, Option("--password-stdin", help="Read the password from standard input.")] = False
+    registry_config: Annotated[Path | None, Option("--registry-config", help="Credentials file (config.json).")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """How to read the inputs."""
+
+    chip: Annotated[
+        str | None, Option("--chip", help="Chip of the OFFSET=FILE arguments (default: read from the image).")
+    ] = None
+    kind: Annotated[str | None, Option("--from", help="Kind of the build folders (default: detected).")] = None
+    name: Annotated[str | None, Option("--name", help="Application name, where the image has none.")] = None
+    app_version: Annotated[
+        str | None, Option("--app-version", help="Application version, where the image has none.")
+    ] = None
+    source: Annotated[str | None, Option(help="URL of the sources.")] = None
+    revision: Annotated[str | None, Option(help="Revision of the sources.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """With which keys."""
+
+    sign: Annotated[Path | None, Option("--sign", help="PEM private key that signs the artifact.")] = None
+    release_key: Annotated[Path | None, Option("--release-key", help="The owner's release key (PEM).")] = None
+    sequence: Annotated[int | None, Option(help="Release number; must grow with every release.", min=0)] = None
+
+
+GROUPS = (Login, Build, Signing)
+"""The option groups that `running.verb` spreads."""
