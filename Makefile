@@ -24,7 +24,7 @@ lint: setup  ## formatter, linter, types, import contracts
 	$(BIN)/lint-imports
 
 unit: setup  ## fast tests
-	$(PYTEST) -q -m "not integration and not slow" tests $(ARGS)
+	$(PYTEST) -q -n auto --maxprocesses 8 --dist loadfile -m "not integration and not slow" tests $(ARGS)
 
 integration: setup  ## tests on the real API server, registry and esptool
 	$(PYTEST) -q -m "integration and not slow" tests $(ARGS)

@@ -77,6 +77,7 @@ LOCKED = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncry
         pem(rsa.generate_private_key(65537, 2048)),
         pem(ec.generate_private_key(ec.SECP384R1())),
     ],
+    ids=["empty", "text", "public", "locked", "cut", "rsa", "p384"],
 )
 def test_1_anything_else_is_no_grant_key(mount: Path, content: bytes) -> None:
     (mount / "grant.key").write_bytes(content)
