@@ -12,7 +12,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import CompletionItem, TyperGroup
+from typer.core import CompletionItem, TyperGroup  # type: ignore[attr-defined]
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
     "push": ("push", "Push one release for one or several chips; sign it; set the tags last."),
