@@ -27,9 +27,10 @@ from firmware_pipeline.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, Index, 
 from firmware_pipeline.plan import MAX_FILE_SIZE, BuildPlan
 from firmware_pipeline.reference import LAYOUT_PREFIX, Reference, check_tag, layout_reference, parse_reference
 from firmware_pipeline.signing.keys import Signer, TrustedKey
+from firmware_pipeline.signing.policy import VerificationPolicy
 from firmware_pipeline.signing.release import ReleaseKey, mint_release, read_sequence
 from firmware_pipeline.signing.sign import sign
-from firmware_pipeline.signing.verify import gather, judge
+from firmware_pipeline.signing.verify import verify as judge_artifact
 from firmware_pipeline.store import ArtifactStore, Progress
 
 DEFAULT_OPTIONS: Final = ClientOptions()
@@ -220,8 +221,22 @@ def verify(store: ArtifactStore, digest: str, keys: Sequence[TrustedKey], thresh
     Raises:
         PipelineError: SignersNotConfigured, UnsignedArtifact, SignatureInvalid, SignatureThreshold; as `open_index`.
     """
-    signers = judge(gather(store, digest), digest, keys, threshold)
-    return VerifiedIndex(digest, open_index(store, digest), signers)
+    return verify_policy(store, digest, VerificationPolicy(keys, threshold))
+
+
+def verify_policy(store: ArtifactStore, digest: str, policy: VerificationPolicy) -> VerifiedIndex:
+    """Judge an index by everything a policy demands, then read it.
+
+    Args:
+        store: where it is.
+        digest: the pinned digest.
+        policy: who must have signed, and what must be attached.
+
+    Raises:
+        PipelineError: the reasons of `signing.policy.judge`; as `open_index`.
+    """
+    judgement = judge_artifact(store, digest, policy)
+    return VerifiedIndex(digest, open_index(store, digest), judgement.signers)
 
 
 def open_index(store: ArtifactStore, digest: str) -> Index:
@@ -317,6 +332,7 @@ __all__ = [
     "Pushed",
     "PushedChip",
     "Release",
+    "VerificationPolicy",
     "VerifiedIndex",
     "fetch_layer",
     "locate",
@@ -328,4 +344,5 @@ __all__ = [
     "read_layer",
     "resolve",
     "verify",
+    "verify_policy",
 ]

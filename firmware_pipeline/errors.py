@@ -84,6 +84,14 @@ class Reason(StrEnum):
     SignatureInvalid = "SignatureInvalid"  # signed, but by none of the trusted keys, or wrongly
     SignatureThreshold = "SignatureThreshold"  # fewer valid signatures than demanded
     SignersNotConfigured = "SignersNotConfigured"  # nobody said whose signature counts
+    AnnotationMissing = "AnnotationMissing"  # signed by trusted keys, but without what the policy wants them to state
+    IdentityMismatch = "IdentityMismatch"  # signed by trusted keys, but for another repository
+    SbomMissing = "SbomMissing"  # no SBOM that a trusted key signed
+    SbomMalformed = "SbomMalformed"  # a file that is no SBOM in a format that is known
+    ProvenanceMissing = "ProvenanceMissing"  # no provenance that a trusted key signed
+    ProvenanceMalformed = "ProvenanceMalformed"  # a file that is no SLSA provenance, or cannot be made one
+    BuilderNotTrusted = "BuilderNotTrusted"  # provenance names a builder that the policy does not
+    SignerFailed = "SignerFailed"  # the signing program or plug-in gave no usable signature
     KeyMalformed = "KeyMalformed"  # a key file that cannot be read
     ContentDisagrees = "ContentDisagrees"  # an image's bytes are not what the signed config says of them
     ReleaseMissing = "ReleaseMissing"  # no release statement for this chip

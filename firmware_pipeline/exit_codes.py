@@ -17,7 +17,13 @@ from firmware_pipeline.errors import Reason
 
 INTERRUPTED: Final = 130
 _USAGE: Final = frozenset(
-    {Reason.ReferenceMalformed, Reason.KeyMalformed, Reason.SignersNotConfigured, Reason.CredentialsMalformed}
+    {
+        Reason.ReferenceMalformed,
+        Reason.KeyMalformed,
+        Reason.SignersNotConfigured,
+        Reason.CredentialsMalformed,
+        Reason.SignerFailed,
+    }
 )
 _AUTH: Final = frozenset({Reason.RegistryUnauthorized, Reason.RegistryForbidden, Reason.ForeignRealm})
 _NETWORK: Final = frozenset(
@@ -33,14 +39,19 @@ _NETWORK: Final = frozenset(
 )
 _CHECK: Final = frozenset(
     {
+        Reason.AnnotationMissing,
         Reason.ArtifactMalformed,
+        Reason.BuilderNotTrusted,
         Reason.ConfigMalformed,
         Reason.DigestMismatch,
+        Reason.IdentityMismatch,
         Reason.MediaTypeUnsupported,
         Reason.PlatformAmbiguous,
         Reason.PlatformMissing,
+        Reason.ProvenanceMissing,
         Reason.ReleaseInvalid,
         Reason.ReleaseMissing,
+        Reason.SbomMissing,
         Reason.SignatureInvalid,
         Reason.SignatureThreshold,
         Reason.SizeMismatch,

@@ -10,6 +10,7 @@ Sources: sigstore cosign SIGNATURE_SPEC and BUNDLE_SPEC; DSSE protocol 1.0; in-t
 
 import base64
 import binascii
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,17 +24,18 @@ from firmware_pipeline.oci import (
     strict_json,
     to_json,
 )
+from firmware_pipeline.signing.statements import SIGN_PREDICATE, Claim, read_statement, texts, write_statement
 from firmware_pipeline.store import Blob
 
 MAX_SIGNED_BYTES: Final = 1024 * 1024
+MAX_ATTESTATION_BYTES: Final = 8 * 1024 * 1024
 MAX_SIGNATURES: Final = 32
 SIMPLE_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIMPLE_CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
 SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
 BUNDLE_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
-STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-SIGN_PREDICATE: Final = "https://sigstore.dev/cosign/sign/v1"
+PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
 _SIMPLE_KIND: Final = "cosign container image signature"
 
 
@@ -62,12 +64,13 @@ def signature_tag(digest: str) -> str:
 # ---- simple signing --------------------------------------------------------------------------------------
 
 
-def simple_payload(digest: str, identity: str) -> bytes:
+def simple_payload(digest: str, identity: str, annotations: Mapping[str, str] | None = None) -> bytes:
     """The bytes to sign.
 
     Args:
         digest: of the signed manifest or index.
         identity: the repository it was pushed to.
+        annotations: what the signer states beside it.
     """
     return canonical_json(
         {
@@ -76,7 +79,7 @@ def simple_payload(digest: str, identity: str) -> bytes:
                 "image": {"docker-manifest-digest": digest},
                 "type": _SIMPLE_KIND,
             },
-            "optional": None,
+            "optional": dict(annotations) if annotations else None,
         }
     )
 
@@ -116,16 +119,9 @@ def simple_candidate(layer: Descriptor, payload: bytes) -> Candidate | None:
 # ---- bundle ----------------------------------------------------------------------------------------------
 
 
-def statement(digest: str) -> bytes:
+def statement(digest: str, annotations: Mapping[str, str] | None = None) -> bytes:
     """The in-toto statement that a signature makes about `digest`."""
-    return canonical_json(
-        {
-            "_type": STATEMENT_TYPE,
-            "predicate": {},
-            "predicateType": SIGN_PREDICATE,
-            "subject": [{"digest": {"sha256": digest.removeprefix("sha256:")}}],
-        }
-    )
+    return write_statement([digest], SIGN_PREDICATE, {}, annotations=annotations)
 
 
 def pae(body: bytes) -> bytes:
@@ -148,7 +144,7 @@ def bundle(body: bytes, signature: bytes, hint: str) -> bytes:
     )
 
 
-def bundle_manifest(bundle_bytes: bytes, subject: Descriptor) -> bytes:
+def bundle_manifest(bundle_bytes: bytes, subject: Descriptor, predicate_type: str = SIGN_PREDICATE) -> bytes:
     """The manifest that attaches a bundle to `subject`."""
     layer, empty = Blob.of(bundle_bytes), Blob.of(EMPTY_JSON)
     return to_json(
@@ -160,7 +156,7 @@ def bundle_manifest(bundle_bytes: bytes, subject: Descriptor) -> bytes:
             subject=Descriptor(media_type=subject.media_type, digest=subject.digest, size=subject.size),
             annotations={
                 "dev.sigstore.bundle.content": "dsse-envelope",
-                "dev.sigstore.bundle.predicateType": SIGN_PREDICATE,
+                PREDICATE_ANNOTATION: predicate_type,
             },
         )
     )
@@ -185,21 +181,19 @@ def bundle_candidate(raw: bytes) -> Candidate | None:
 # ---- both ------------------------------------------------------------------------------------------------
 
 
-def signed_digest(candidate: Candidate) -> str | None:
-    """What a signature is about; None when it says something else than "this digest". Call after it was verified."""
+def claim_of(candidate: Candidate) -> Claim | None:
+    """What a candidate says; None for what is no claim at all. Call it only after its signature was verified."""
+    if not candidate.simple:
+        return read_statement(candidate.body)
     try:
         document = strict_json(candidate.body, "the signed document")
-        if candidate.simple:
-            critical = document["critical"]
-            digest = critical["image"]["docker-manifest-digest"] if critical["type"] == _SIMPLE_KIND else None
-        elif document["_type"] == STATEMENT_TYPE and document["predicateType"] == SIGN_PREDICATE:
-            subjects = document["subject"]
-            digest = "sha256:" + subjects[0]["digest"]["sha256"] if len(subjects) == 1 else None
-        else:
+        critical = document["critical"]
+        digest, identity = critical["image"]["docker-manifest-digest"], critical["identity"]["docker-reference"]
+        if critical["type"] != _SIMPLE_KIND or not isinstance(digest, str) or not isinstance(identity, str):
             return None
-    except (PipelineError, KeyError, IndexError, TypeError):
+    except (PipelineError, KeyError, TypeError):
         return None
-    return digest if isinstance(digest, str) else None
+    return Claim(SIGN_PREDICATE, frozenset({digest}), texts(document.get("optional")), identity, {})
 
 
 def _base64(text: object) -> bytes:

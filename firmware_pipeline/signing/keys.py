@@ -21,6 +21,8 @@ from firmware_pipeline.errors import PipelineError, Reason
 SignerKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 VerifyKey: TypeAlias = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 MIN_RSA_BITS: Final = 2048
+PASSWORD_VARIABLE: Final = "FIRMWARE_PIPELINE_KEY_PASSWORD"
+"""Environment variable that callers take the password of an encrypted key from."""
 _CURVE_HASH: Final[dict[str, hashes.HashAlgorithm]] = {
     "secp256r1": hashes.SHA256(),
     "secp384r1": hashes.SHA384(),
@@ -129,17 +131,31 @@ def load_trusted_key(pem: bytes, name: str) -> TrustedKey:
     raise _bad_key(name, "only ECDSA P-256/P-384/P-521, Ed25519 and RSA keys are supported")
 
 
-def load_signer(pem: bytes, name: str) -> LocalSigner:
-    """Read an unencrypted PEM private key (PKCS #8).
+def load_signer(pem: bytes, name: str, password: bytes | None = None) -> LocalSigner:
+    """Read a PEM private key (PKCS #8), encrypted or not.
+
+    Args:
+        pem: content of the file.
+        name: names it in messages.
+        password: of an encrypted key; not looked at for others.
 
     Raises:
         PipelineError: KeyMalformed. The message never holds key material.
     """
-    if b"ENCRYPTED" in pem[:200]:
-        raise _bad_key(name, "it is encrypted; keys are read unencrypted, from a file or secret store of your choice")
+    if b"SIGSTORE PRIVATE KEY" in pem or b"COSIGN PRIVATE KEY" in pem:
+        raise _bad_key(
+            name,
+            "it is in cosign's own encrypted form",
+            "Sign with cosign itself, or with a PKCS #8 key: `firmware-pipeline keygen NAME`, or openssl genpkey.",
+        )
+    encrypted = b"ENCRYPTED" in pem[:200]
+    if encrypted and not password:
+        raise _bad_key(name, "it is encrypted, and no password is given", f"Set {PASSWORD_VARIABLE}.")
     try:
-        key = serialization.load_pem_private_key(pem, password=None)
+        key = serialization.load_pem_private_key(pem, password=password if encrypted else None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
+        if encrypted:
+            raise _bad_key(name, "it cannot be decrypted", f"Check the password in {PASSWORD_VARIABLE}.") from None
         raise _bad_key(name, "it is not a PEM private key") from None
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return LocalSigner(key)
@@ -156,11 +172,12 @@ def distinct(keys: Sequence[TrustedKey]) -> dict[str, TrustedKey]:
     return result
 
 
-def private_pem(key: SignerKey) -> bytes:
-    """Unencrypted PKCS #8 PEM: the caller must keep it from others (file mode 0600)."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+def private_pem(key: SignerKey, password: bytes | None = None) -> bytes:
+    """PKCS #8 PEM, encrypted with `password` if there is one. The caller keeps it from others (file mode 0600)."""
+    protection: serialization.KeySerializationEncryption = (
+        serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
 
 
 def public_pem(key: VerifyKey) -> bytes:
@@ -168,9 +185,18 @@ def public_pem(key: VerifyKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def _bad_key(name: str, problem: str) -> PipelineError:
+def hash_name(key: VerifyKey, *, curve_hash: bool) -> str:
+    """Which hash a signature is made with: `sha256`, `sha384`, `sha512`, or `none` for Ed25519."""
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return "none"
+    if isinstance(key, rsa.RSAPublicKey) or not curve_hash:
+        return "sha256"
+    return _CURVE_HASH[key.curve.name].name
+
+
+def _bad_key(name: str, problem: str, next_step: str = "") -> PipelineError:
     return PipelineError(
         Reason.KeyMalformed,
         f"The key {name} cannot be used: {problem}.",
-        "Make a key pair with `firmware-pipeline keygen`; trusted keys are PEM files (BEGIN PUBLIC KEY).",
+        next_step or "Make a key pair with `firmware-pipeline keygen`; trusted keys are PEM files (BEGIN PUBLIC KEY).",
     )

@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an artifact is signed by those who must have signed it. `gather` reads, `judge` decides and is pure.
+"""Gather what claims to be signed, and let a policy judge it. Only this module reads; `policy` decides.
 
-Rules:
-    1. Someone must be trusted: no key, or a threshold below 1 or above the number of distinct keys, is refused.
-    2. Only what is found under the digest counts: the tag `sha256-<hex>.sig`, and referrers whose own manifest says
-       that it is a bundle and that this digest is its subject.
-    3. A signature is verified before anything in it is read.
-    4. What it signs must be this very digest.
-    5. The threshold counts distinct keys, not signatures and not names.
-    6. Rubbish beside good signatures does no harm; more than 32 layers or 64 referrers are refused.
+Rules of gathering:
+    1. Only what is found under the digest counts: the tag `sha256-<hex>.sig`, and referrers whose own manifest says
+       that it is a bundle and that this digest is its subject. How a list describes its entries does not matter.
+    2. What cannot be used does no harm beside good signatures; trouble on the way is still an error.
+    3. More than 32 layers, 64 referrers or 32 MiB are refused; single documents that are too large do not count.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from firmware_pipeline.errors import PipelineError, Reason
-from firmware_pipeline.oci import Manifest, check_digest, parse_document
+from firmware_pipeline.oci import INDEX_TYPE, Index, Manifest, check_digest, parse_document
 from firmware_pipeline.referrers import MAX_REFERRERS
 from firmware_pipeline.signing import formats
 from firmware_pipeline.signing.formats import Candidate
-from firmware_pipeline.signing.keys import TrustedKey, distinct, signature_holds
+from firmware_pipeline.signing.policy import Gathered, Judgement, VerificationPolicy, judge
 from firmware_pipeline.store import ArtifactStore
 
+MAX_GATHERED_BYTES: Final = 32 * 1024 * 1024
 _UNUSABLE: Final = frozenset(
     {
         Reason.ArtifactMalformed,
@@ -35,66 +34,42 @@ _UNUSABLE: Final = frozenset(
 )
 
 
-def gather(store: ArtifactStore, digest: str) -> list[Candidate]:
-    """Everything stored that claims to be a signature of `digest` (rules 2 and 6).
+def verify(store: ArtifactStore, digest: str, policy: VerificationPolicy) -> Judgement:
+    """Judge an index, or a single chip's manifest if that is what the caller pins.
+
+    Args:
+        store: where it is.
+        digest: the pinned digest.
+        policy: what is demanded.
+
+    Raises:
+        PipelineError: as `policy.judge`; as the store.
+    """
+    gathered = Gathered(digest, gather(store, digest, policy.max_bytes))
+    judgement = judge(replace(policy, sbom=False, provenance=False, builders=frozenset()), gathered)
+    if not policy.documents:
+        return judgement
+    found = store.get_manifest(digest)
+    if found.media_type == INDEX_TYPE:
+        entries = parse_document(Index, found.raw, f"The index {digest}").manifests
+        chips = [entry.digest for entry in entries if entry.platform and entry.platform.variant]
+        gathered = replace(gathered, chips={chip: gather(store, chip, policy.max_bytes) for chip in chips})
+    return judge(policy, gathered)
+
+
+def gather(store: ArtifactStore, digest: str, max_bytes: int = formats.MAX_SIGNED_BYTES) -> list[Candidate]:
+    """Everything stored that claims to be signed and about `digest`.
+
+    Args:
+        store: where it is.
+        digest: of a manifest or index.
+        max_bytes: bundles that are larger are not looked at.
 
     Raises:
         PipelineError: as the store when it cannot be asked; TooLarge for too many.
     """
     check_digest(digest)
-    return [*_simple(store, digest), *_bundles(store, digest)]
-
-
-def judge(candidates: Sequence[Candidate], digest: str, keys: Sequence[TrustedKey], threshold: int) -> tuple[str, ...]:
-    """Decide by rules 1 and 3 to 5.
-
-    Args:
-        candidates: from `gather`.
-        digest: what must be signed.
-        keys: who is trusted.
-        threshold: how many distinct keys must have signed.
-
-    Returns:
-        The names of the keys that signed, sorted.
-
-    Raises:
-        PipelineError: SignersNotConfigured, UnsignedArtifact, SignatureInvalid, SignatureThreshold.
-    """
-    trusted = distinct(keys)
-    if not trusted or not 1 <= threshold <= len(trusted):
-        raise PipelineError(
-            Reason.SignersNotConfigured,
-            f"{len(trusted)} distinct keys are trusted and {threshold} must have signed: this can never be judged.",
-            "Name the public keys whose signature counts, and a threshold from 1 to their number.",
-        )
-    if not candidates:
-        raise PipelineError(
-            Reason.UnsignedArtifact,
-            f"{digest} has no signature.",
-            "Push it with `firmware-pipeline push --sign KEY`, or sign it with cosign.",
-        )
-    held = {
-        key.id
-        for candidate in candidates
-        for key in trusted.values()
-        if signature_holds(key.key, candidate.signature, candidate.signed)
-        and formats.signed_digest(candidate) == digest
-    }
-    names = tuple(sorted(trusted[key].name for key in held))
-    if not held:
-        raise PipelineError(
-            Reason.SignatureInvalid,
-            f"{digest} has {len(candidates)} signatures, but none by a trusted key "
-            f"({', '.join(sorted(key.name for key in trusted.values()))}).",
-            "Check that the right key signed and that the artifact was not replaced; do not flash it.",
-        )
-    if len(held) < threshold:
-        raise PipelineError(
-            Reason.SignatureThreshold,
-            f"{digest} is signed by {', '.join(names)}; {threshold} distinct trusted keys are needed.",
-            "Let the other signers sign it, then try again.",
-        )
-    return names
+    return [*_simple(store, digest), *_bundles(store, digest, max_bytes)]
 
 
 def _simple(store: ArtifactStore, digest: str) -> Iterator[Candidate]:
@@ -111,23 +86,27 @@ def _simple(store: ArtifactStore, digest: str) -> Iterator[Candidate]:
                         yield candidate
 
 
-def _bundles(store: ArtifactStore, digest: str) -> Iterator[Candidate]:
+def _bundles(store: ArtifactStore, digest: str, max_bytes: int) -> Iterator[Candidate]:
     entries = store.referrers(digest)
     if len(entries) > MAX_REFERRERS:
         raise _too_many(digest, len(entries), MAX_REFERRERS)
+    gathered = 0
     for entry in entries:
         with _unusable_is_none():
             manifest = parse_document(Manifest, store.get_manifest(entry.digest).raw, f"The referrer {entry.digest}")
             ours = manifest.artifact_type == formats.BUNDLE_TYPE and len(manifest.layers) == 1
             if ours and manifest.subject and manifest.subject.digest == digest:
-                raw = store.read_blob(manifest.layers[0], max_bytes=formats.MAX_SIGNED_BYTES)
+                raw = store.read_blob(manifest.layers[0], max_bytes=max_bytes)
+                gathered += len(raw)
+                if gathered > MAX_GATHERED_BYTES:
+                    raise _too_many(digest, len(entries), MAX_REFERRERS)
                 if candidate := formats.bundle_candidate(raw):
                     yield candidate
 
 
 @contextlib.contextmanager
 def _unusable_is_none() -> Iterator[None]:
-    """Rule 6: what cannot be used does not count; trouble on the way is still an error."""
+    """Rule 2."""
     try:
         yield
     except PipelineError as error:
@@ -142,6 +121,6 @@ class TooManySignatures(PipelineError):
 def _too_many(digest: str, found: int, limit: int) -> TooManySignatures:
     return TooManySignatures(
         Reason.TooLarge,
-        f"{digest} has {found} signatures or referrers, more than the {limit} that are looked at.",
+        f"{digest} has {found} signatures or referrers, more or larger ones than the {limit} that are looked at.",
         "Delete those that nobody needs, or push the artifact to a repository of its own.",
     )

@@ -88,6 +88,26 @@ class Reason(StrEnum):
         "no required signer has signed this digest",
         "sign it with a required key, or correct the key list",
     )
+    ANNOTATION_MISSING = (
+        "AnnotationMissing",
+        "the required signers signed it, but not with the annotations that the policy demands",
+        "sign it again with these annotations, or correct requiredSigners.requiredAnnotations",
+    )
+    SBOM_MISSING = (
+        "SbomMissing",
+        "the policy demands an SBOM, and none that a required signer signed is attached",
+        "attach one: firmware-pipeline attach REF --sbom FILE --sign KEY",
+    )
+    PROVENANCE_MISSING = (
+        "ProvenanceMissing",
+        "the policy demands provenance, and none that a required signer signed is attached",
+        "push with --provenance --builder URI, or attach it: firmware-pipeline attach REF --provenance FILE --sign KEY",
+    )
+    BUILDER_NOT_TRUSTED = (
+        "BuilderNotTrusted",
+        "the provenance names a builder that the policy does not",
+        "build where the policy trusts, or correct requiredSigners.builders",
+    )
     SIGNERS_NOT_CONFIGURED = (
         "SignersNotConfigured",
         "the device's policy names no signer: whoever starts a job does not choose its judge",

@@ -3,7 +3,7 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,11 @@ from firmware_pipeline.signing.keys import (
     private_pem,
     public_pem,
 )
+from firmware_pipeline.signing.policy import Gathered, VerificationPolicy
+from firmware_pipeline.signing.policy import judge as judge_policy
 from firmware_pipeline.signing.release import load_release_key, mint_release, read_sequence
 from firmware_pipeline.signing.sign import sign
-from firmware_pipeline.signing.verify import gather, judge
+from firmware_pipeline.signing.verify import gather
 from firmware_pipeline.store import Blob
 from tests.unit.firmware import builds
 from tests.unit.firmware.builds import refused
@@ -74,6 +76,10 @@ SIGNERS: dict[str, Signer] = {"p256": P256, "p384": P384, "ed25519": ED, "rsa": 
 
 def trust(*signers: Signer) -> list[TrustedKey]:
     return [TrustedKey(f"key{number}", signer.public_key) for number, signer in enumerate(signers)]
+
+
+def judge(candidates: Sequence[Candidate], digest: str, keys: Sequence[TrustedKey], threshold: int) -> tuple[str, ...]:
+    return judge_policy(VerificationPolicy(keys, threshold), Gathered(digest, candidates)).signers
 
 
 @pytest.fixture
