@@ -165,22 +165,32 @@ def pack_chip(plan: BuildPlan, release_statement: bytes | None = None) -> Packed
             annotations=_describe(plan),
         )
     )
-    descriptor = Descriptor(
+    return PackedChip(chip.target, config, manifest, chip_entry(config, manifest), tuple(blobs))
+
+
+def chip_entry(config: FirmwareConfig, manifest: bytes) -> Descriptor:
+    """How an index names a chip's manifest: platform, and what a reader wants to know before it fetches more.
+
+    Args:
+        config: the manifest's config.
+        manifest: the manifest's bytes.
+    """
+    framework, chip = config.build.framework, by_target(config.chip.target)
+    return Descriptor(
         media_type=MANIFEST_TYPE,
         digest=sha256_digest(manifest),
         size=len(manifest),
         platform=Platform(
-            os=plan.build.framework if plan.build.framework in _RUNTIMES else "none",
+            os=framework if framework in _RUNTIMES else "none",
             architecture=chip.architecture,
             variant=chip.target,
         ),
         annotations={
-            PREFIX + "min-chip-rev": str(plan.min_rev),
-            PREFIX + "secure-version": str(plan.app.secure_version),
-            PREFIX + "flash-size": plan.flash.size,
+            PREFIX + "min-chip-rev": str(config.chip.min_rev),
+            PREFIX + "secure-version": str(config.app.secure_version),
+            PREFIX + "flash-size": config.flash.size,
         },
     )
-    return PackedChip(chip.target, config, manifest, descriptor, tuple(blobs))
 
 
 def pack_index(
