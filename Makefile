@@ -6,16 +6,19 @@ PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 BENCHES := $(filter-out common,$(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/[a-z]*.py))))
 
-.PHONY: help setup demo test test-all lint unit integration crds requirements bench bench-smoke clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo example-pipeline fuzz test test-all lint unit integration crds requirements bench bench-smoke clean $(addprefix bench-,$(BENCHES))
 
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 setup:  ## the virtual environment
 	@sh scripts/setup.sh
 
 demo: setup  ## the whole loop on the embedded default, with its enemies
 	@$(BIN)/flashjob demo $(ARGS)
+
+example-pipeline: setup  ## firmware from C source, packed, pushed, and proven by a virtual device
+	@$(BIN)/python -m flashjob.demo.example_pipeline examples/firmware $(ARGS)
 
 lint: setup  ## formatter, linter, types, import contracts
 	$(BIN)/ruff format --check .

@@ -45,7 +45,12 @@ def run(*command: str | Path) -> None:
     """Run a program; its words are shown only if it fails."""
     environment = {**os.environ, "LC_ALL": "C", "ESPTOOL_CFGFILE": os.devnull}
     done = subprocess.run(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=environment,
     )
     if done.returncode:
         end(1, f"{' '.join(map(str, command[:4]))} ... ended with {done.returncode}:\n{done.stdout}")
@@ -127,7 +132,7 @@ def main() -> None:
     }
     for name, content in (("flasher_args.json", arguments), ("project_description.json", description)):
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    print(folder)  # noqa: T201
+    sys.stdout.write(f"{folder}\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Entry point: a stack, no stale variables, and on. */
+    .file "start.S" /* else the name of a temporary file would be in the ELF file, and its hash in the image */
     .section .entry, "ax"
     .global _start
 _start:

@@ -79,7 +79,7 @@ async def play(materials: Materials, directory: Path, console: Console) -> list[
     with FleetProcess(spec, directory) as fleet:
         for device, expected in ((_HONEST, "Proven"), (_LIAR, "MeasurementMismatch")):
             ready = fleet.devices[device.name]
-            await _enroll(trust, device, ready, directory)
+            await enroll(trust, device.policy, ready, directory)
             if device is _LIAR:
                 fleet.ask("behave", device.name, behaviour="RunsOldImage")
             wish = Wish(
@@ -117,14 +117,25 @@ def _trust(materials: Materials, root: Path) -> TrustDirectory:
     return trust
 
 
-async def _enroll(trust: TrustDirectory, device: DemoDevice, ready: ReadyDevice, directory: Path) -> None:
-    policy = trust.policy(device.policy)
+async def enroll(trust: TrustDirectory, policy_name: str, ready: ReadyDevice, directory: Path) -> None:
+    """Make a device known to the trust directory, as `flashjob device enroll` does.
+
+    Args:
+        trust: holds the policy already.
+        policy_name: judges the device from now on.
+        ready: where it is, its key, its tier.
+        directory: for temporary files.
+
+    Raises:
+        FlashJobError, Reject: it does not answer, or not as it must.
+    """
+    policy = trust.policy(policy_name)
     if policy is None:
-        raise ValueError(f"policy {device.policy} was just written")
+        raise ValueError(f"policy {policy_name} was just written")
     enrolment = Enrolment(
         keys.from_cose(bytes.fromhex(ready.public_key)),
-        RootOfTrust(device.tier),
-        device.policy,
+        RootOfTrust(ready.tier),
+        policy_name,
         policy,
         keys.key_id(trust.grant_key().public_key()),
     )
