@@ -15,7 +15,8 @@ class Reason(StrEnum):
     ImageTruncated = "ImageTruncated"  # header or segments promise more bytes than there are
     ImageMalformed = "ImageMalformed"  # a header or segment field has a value no tool writes
     ImageChecksumMismatch = "ImageChecksumMismatch"  # XOR checksum over the segments is wrong
-    ImageHashMismatch = "ImageHashMismatch"  # appended SHA-256 is not that of the bytes before it
+    ImageHashMismatch = "ImageHashMismatch"  # the hash that an image carries is not that of its bytes
+    ImageHashMissing = "ImageHashMissing"  # an MCUboot image without the hash that measures it, or with several
     UnknownChip = "UnknownChip"  # chip name or chip id is not in the chip table
     AppDescriptorMissing = "AppDescriptorMissing"  # an application image without esp_app_desc_t
     AppDescriptorMalformed = "AppDescriptorMalformed"  # its texts or fields cannot be right
@@ -26,6 +27,7 @@ class Reason(StrEnum):
 
     # --- build inputs (inputs/, plan) -------------------------------------------------------------------
     InputNotRecognised = "InputNotRecognised"  # no input adapter knows this folder or argument
+    InputAmbiguous = "InputAmbiguous"  # several input adapters know this folder
     InputMalformed = "InputMalformed"  # a build file is not what its format demands
     InputMissing = "InputMissing"  # a file named by the build does not exist
     InputEscapes = "InputEscapes"  # a path or symlink leads out of the build folder
@@ -35,12 +37,14 @@ class Reason(StrEnum):
     AppAmbiguous = "AppAmbiguous"  # a build with several application images
     AppNameMissing = "AppNameMissing"  # the application descriptor holds no project name
     AppVersionMissing = "AppVersionMissing"  # the application descriptor holds no version
+    FeatureMalformed = "FeatureMalformed"  # a platform feature that is not of the known vocabulary
     ConfigMalformed = "ConfigMalformed"  # the signed config is not valid JSON of its schema
 
     # --- compatibility of firmware and hardware (compatibility.py) --------------------------------------
     WrongChip = "WrongChip"  # built for another chip
     ChipRevisionTooLow = "ChipRevisionTooLow"  # chip is older than the image's minimum
     ChipRevisionTooHigh = "ChipRevisionTooHigh"  # chip is newer than the image's maximum
+    FeatureMissing = "FeatureMissing"  # the device lacks a hardware feature that the image demands
     FlashTooSmall = "FlashTooSmall"  # the image was built for a larger flash chip than the device has
     ImageBeyondFlash = "ImageBeyondFlash"  # an image ends behind the end of the flash chip
     ImageTooLarge = "ImageTooLarge"  # an image is larger than its partition or slot

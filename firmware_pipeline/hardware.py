@@ -15,6 +15,7 @@ class HardwareFacts(Model):
         target, chip_id: the chip; either suffices.
         revision: major * 100 + minor.
         flash_size: bytes.
+        psram_size: bytes of PSRAM, 0 = none; psram_mode: how it is connected.
         mac: eFuse MAC, six lower-case hex pairs joined by colons.
         secure_boot: whether Secure Boot v2 is enforced.
         secure_boot_key_digests: trusted by the eFuses, not revoked; lower-case hex.
@@ -31,6 +32,8 @@ class HardwareFacts(Model):
     chip_id: Annotated[int, Field(ge=0, le=0xFFFF)] | None = None
     revision: Revision | None = None
     flash_size: Annotated[int, Field(gt=0, lt=1 << 40)] | None = None
+    psram_size: Annotated[int, Field(ge=0, lt=1 << 40)] | None = None
+    psram_mode: Literal["quad", "octal"] | None = None
     mac: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")] | None = None
 
     secure_boot: bool | None = None
