@@ -19,6 +19,7 @@ from firmware_pipeline import referrers
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.oci import (
     INDEX_TYPE,
+    MANIFEST_TYPE,
     MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
     Descriptor,
@@ -40,10 +41,32 @@ from firmware_pipeline.store import (
     atomic_file,
     digest_mismatch,
     storage_failed,
+    too_large,
 )
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
-_MARKER: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
+MARKER: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
+"""Content of the file `oci-layout`."""
+EMPTY_INDEX: Final = to_json(Index(schema_version=2, media_type=INDEX_TYPE, manifests=[]))
+"""Content of an `index.json` that names nothing."""
+
+
+def identified(raw: bytes, digest: str, place: str) -> RawManifest:
+    """A manifest read from a file, where no header names its type: its own `mediaType`, or if that is left out its shape.
+
+    Raises:
+        PipelineError: MediaTypeUnsupported, ArtifactMalformed.
+    """
+    document = strict_json(raw, f"Manifest {digest}")
+    shape = INDEX_TYPE if "manifests" in document else MANIFEST_TYPE if "layers" in document else ""
+    media_type = document.get("mediaType", shape)
+    if media_type not in MANIFEST_TYPES:
+        raise PipelineError(
+            Reason.MediaTypeUnsupported,
+            f"{digest} in {place} has the type {str(media_type)[:100]!r}, not a manifest's.",
+            "Name the digest of an index or manifest.",
+        )
+    return RawManifest(raw, media_type, digest)
 
 
 class LayoutStore:
@@ -68,7 +91,7 @@ class LayoutStore:
                     "Name a directory made by `firmware-pipeline pack`.",
                 )
             with atomic_file(marker) as sink:
-                sink.write(_MARKER)
+                sink.write(MARKER)
         version = strict_json(self._read(marker, MAX_MANIFEST_BYTES), str(marker)).get("imageLayoutVersion")
         if version != "1.0.0":
             raise PipelineError(
@@ -89,14 +112,7 @@ class LayoutStore:
         raw = self._read(self._path(selector), max_bytes)
         if (actual := sha256_digest(raw)) != selector:
             raise digest_mismatch(selector, actual)
-        media_type = strict_json(raw, f"Manifest {selector}").get("mediaType", "")
-        if media_type not in MANIFEST_TYPES:
-            raise PipelineError(
-                Reason.MediaTypeUnsupported,
-                f"{selector} in {self._root} has the type {str(media_type)[:100]!r}, not a manifest's.",
-                "Name the digest of an index or manifest.",
-            )
-        return RawManifest(raw, media_type, selector)
+        return identified(raw, selector, str(self._root))
 
     def resolve(self, tag: str) -> str:
         return self.get_manifest(tag).digest
@@ -115,11 +131,7 @@ class LayoutStore:
 
     def read_blob(self, descriptor: Descriptor, *, max_bytes: int) -> bytes:
         if descriptor.size > max_bytes:
-            raise PipelineError(
-                Reason.TooLarge,
-                f"Content {descriptor.digest} has {descriptor.size} bytes, {max_bytes} are allowed here.",
-                "Check that the reference names a firmware artifact.",
-            )
+            raise too_large(f"Content {descriptor.digest}", descriptor.size, max_bytes)
         sink = BytesIO()
         self.receive_blob(descriptor, BlobReceiver(descriptor, sink))
         return sink.getvalue()
@@ -185,13 +197,24 @@ class LayoutStore:
     def _enter(self, entry: Descriptor) -> None:
         """Add or move one entry of index.json. Order is stable, so the same pushes give the same file."""
         tag = entry.annotations.get(REF_NAME)
-        with self._locked():
+        with self.editing() as entries:
             kept = [
                 item
-                for item in self._index().manifests
+                for item in entries
                 if item.annotations.get(REF_NAME) != tag or (not tag and item.digest != entry.digest)
             ]
-            entries = sorted([*kept, entry], key=lambda m: (m.annotations.get(REF_NAME, ""), m.digest))
+            entries[:] = [*kept, entry]
+
+    @contextlib.contextmanager
+    def editing(self) -> Iterator[list[Descriptor]]:
+        """The entries of index.json, to be changed in place while nobody else changes them; kept when they differ."""
+        with self._locked():
+            before = self._index().manifests
+            entries = list(before)
+            yield entries
+            if entries == before:
+                return
+            entries.sort(key=lambda m: (m.annotations.get(REF_NAME, ""), m.digest))
             with atomic_file(self._root / "index.json") as sink:
                 sink.write(to_json(Index(schema_version=2, media_type=INDEX_TYPE, manifests=entries)))
 

@@ -201,12 +201,13 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise storage_failed(path, error) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a directory's entries to disk. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -219,4 +220,12 @@ def storage_failed(path: Path, error: OSError) -> PipelineError:
         Reason.StorageFailed,
         f"{path}: {error.strerror or error}.",
         "Check that the folder exists, is yours to use, and that the disk is not full.",
+    )
+
+
+def too_large(what: str, size: int, limit: int) -> PipelineError:
+    return PipelineError(
+        Reason.TooLarge,
+        f"{what} has at least {size} bytes, {limit} are allowed here.",
+        "Check that the reference names a firmware artifact.",
     )

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the processes of the cache's tests do; imported by a fork server, so each costs little."""
+
+import multiprocessing
+import os
+import resource
+from io import BytesIO
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+from firmware_pipeline.cache import BlobCache
+from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.http_rules import ClientOptions
+from firmware_pipeline.oci import Descriptor
+from firmware_pipeline.reference import parse_reference
+from firmware_pipeline.registry import RegistryStore
+
+NOBODY = 65534
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+def registry_store(host: str) -> RegistryStore:
+    return RegistryStore(parse_reference(f"{host}/team/porch:1"), ClientOptions(plain_http=True))
+
+
+def pull(host: str, root: Path, wanted: list[Descriptor], barrier: Barrier | None, report: Connection) -> None:
+    """Ask a cache for content; report each origin, or the error's reason and words."""
+    store, cache = registry_store(host), BlobCache(root)
+    if barrier is not None:
+        barrier.wait()
+    try:
+        report.send([cache.ensure(one, store.receive_blob, BytesIO()).value for one in wanted])
+    except PipelineError as error:
+        report.send((error.reason.value, error.message))
+
+
+def pull_telling(host: str, root: Path, wanted: Descriptor, report: Connection) -> None:
+    """Report every step of a download."""
+    BlobCache(root).ensure(wanted, registry_store(host).receive_blob, BytesIO(), lambda done, _: report.send(done))
+
+
+def pull_as_nobody(host: str, root: Path, wanted: list[Descriptor], report: Connection) -> None:
+    """As somebody who may only read."""
+    if os.getuid() == 0:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    pull(host, root, wanted, None, report)
+
+
+def pull_on_a_full_disk(host: str, root: Path, wanted: Descriptor, limit: int, report: Connection) -> None:
+    """No file may grow beyond `limit` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    pull(host, root, [wanted], None, report)
