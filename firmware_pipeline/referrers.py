@@ -5,6 +5,7 @@ Source: OCI distribution specification 1.1, "Listing Referrers" and "Referrers T
 writers describe their entries wrongly, so whoever uses an entry opens it and looks at its own type and subject.
 """
 
+import re
 from typing import Final
 
 from firmware_pipeline.errors import PipelineError, Reason
@@ -20,9 +21,11 @@ from firmware_pipeline.oci import (
     to_json,
 )
 from firmware_pipeline.store import ArtifactStore
+from firmware_pipeline.tag_lists import add_to_list
 
 MAX_REFERRERS: Final = 64
-WRITE_TRIES: Final = 5
+MAX_PAGES: Final = 16
+MAX_LINK_CHARACTERS: Final = 4096
 
 
 def fallback_tag(digest: str) -> str:
@@ -52,14 +55,27 @@ def parse_list(raw: bytes, digest: str) -> list[Descriptor]:
     Raises:
         PipelineError: ArtifactMalformed; TooLarge above `MAX_REFERRERS` entries.
     """
-    entries = parse_document(Index, raw, f"The list of referrers of {digest}").manifests
+    return at_most(parse_document(Index, raw, f"The list of referrers of {digest}").manifests, digest)
+
+
+def at_most(entries: list[Descriptor], digest: str) -> list[Descriptor]:
+    """The entries, if they are not more than are looked at.
+
+    Raises:
+        PipelineError: TooLarge above `MAX_REFERRERS` entries.
+    """
     if len(entries) > MAX_REFERRERS:
-        raise PipelineError(
-            Reason.TooLarge,
-            f"{len(entries)} manifests refer to {digest}, more than the {MAX_REFERRERS} that are looked at.",
-            "Delete referrers that nobody needs, or push the artifact to a repository of its own.",
-        )
+        raise too_many(f"{len(entries)} or more manifests", digest)
     return entries
+
+
+def too_many(what: str, digest: str) -> PipelineError:
+    """The error for more referrers than are looked at."""
+    return PipelineError(
+        Reason.TooLarge,
+        f"{what} refer to {digest}; {MAX_REFERRERS} are looked at.",
+        "Delete referrers that nobody needs, or push the artifact to a repository of its own.",
+    )
 
 
 def read_fallback_tag(store: ArtifactStore, digest: str) -> list[Descriptor]:
@@ -73,26 +89,32 @@ def read_fallback_tag(store: ArtifactStore, digest: str) -> list[Descriptor]:
 
 
 def add_to_fallback_tag(store: ArtifactStore, digest: str, entry: Descriptor) -> None:
-    """Add an entry to the fallback tag. Registries have no compare-and-swap: write, read back, repeat when another
-    writer's update was lost or ours was.
+    """Add an entry to the fallback tag, while others may do the same (see `tag_lists`).
 
     Raises:
-        PipelineError: RegistryBusy when other writers always win.
+        PipelineError: RegistryBusy when other writers always win; as the store.
     """
-    tag, known = fallback_tag(digest), [entry]
-    for _ in range(WRITE_TRIES):
-        present = read_fallback_tag(store, digest)
-        digests = {item.digest for item in present}
-        missing = [item for item in known if item.digest not in digests]
-        if not missing:
-            return
-        known = [*present, *missing]
-        index = Index(schema_version=2, manifests=known)
-        store.put_manifest(to_json(index), INDEX_TYPE, tag=tag)
-    if entry.digest in {item.digest for item in read_fallback_tag(store, digest)}:
-        return
-    raise PipelineError(
-        Reason.RegistryBusy,
-        f"{store.name}: other writers replaced the tag {tag} {WRITE_TRIES} times while an entry was being added.",
-        "Try again when no other push to this artifact runs.",
+    tag = fallback_tag(digest)
+    add_to_list(
+        f"{store.name}:{tag}",
+        entry,
+        lambda: read_fallback_tag(store, digest),
+        lambda entries: _write(store, tag, entries),
+        same=lambda item: item.digest,
     )
+
+
+def next_page(link: str) -> str | None:
+    """The target of the `Link` header's `rel="next"`, as it stands there; None when this was the last page.
+
+    Source: RFC 8288 section 3; the distribution specification wants nothing else of it.
+    """
+    for part in re.split(r",\s*(?=<)", link[:MAX_LINK_CHARACTERS]):
+        found = re.fullmatch(r"\s*<([^<>]*)>\s*((?:;[^<>]*)?)", part)
+        if found and re.search(r';\s*rel\s*=\s*(?:"next"|next)\s*(?:;|$)', found[2], re.IGNORECASE):
+            return found[1]
+    return None
+
+
+def _write(store: ArtifactStore, tag: str, entries: list[Descriptor]) -> None:
+    store.put_manifest(to_json(Index(schema_version=2, manifests=entries)), INDEX_TYPE, tag=tag)
