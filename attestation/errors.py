@@ -133,6 +133,8 @@ class Code(StrEnum):
     REF_DATA = "ref.data", "A data image was not measured, or has another hash."
     ROLLBACK = "rollback", "A security version is absent or below its floor."
     CLONE_BOOTCOUNT = "clone.bootcount", "The boot counter went back: two devices share one identity."
+    CLONE_SEED = "clone.seed", "Boot seeds contradict one another: two devices share one identity."
+    CLONE_IDENTITY = "clone.identity", "The device's own key signed for another device's identity."
 
     BOOT_ID = "boot.id", "The running installation is not one of those expected: stale or foreign boot id."
     SLOT_STATE = "slot.state", "The running slot is not in the expected state."
@@ -141,6 +143,17 @@ class Code(StrEnum):
     RELEASE_STRUCTURE = "release.structure", "A release statement does not have the required fields and types."
     LISTING_STRUCTURE = "listing.structure", "A listing token does not have the required fields and types."
     STATEMENT_KEY = "statement.key", "A statement is signed by a key that is not among the accepted ones."
+
+    ENROL_LIST = "enrol.list", "A factory list cannot be read, names a key twice, or names too many."
+    ENROL_PROOF = "enrol.proof", "The proof that the enrolled key is held is missing or not that key's."
+    ENROL_CERTIFICATE = "enrol.certificate", "A UDS certificate does not lead to a vendor CA by the rules."
+    ENROL_PENDING = "enrol.pending", "There is no such device waiting for approval, or it may not be approved."
+    STANDING = "standing", "A suspension, quarantine, release or revocation is not possible here, or lacks who and why."
+
+    RECORD_STRUCTURE = "record.structure", "An evidence record is not exactly what this program writes."
+    RECORD_SIGNATURE = "record.signature", "An evidence record is not signed by the expected key."
+    RECORD_HASH = "record.hash", "An evidence record, its index or its policy does not have the hash it is known by."
+    RECORD_VERDICT = "record.verdict", "Judging a recorded evidence again does not give the recorded verdict."
 
     STORE_UNAVAILABLE = "store.unavailable", "A store that must answer did not: nothing is accepted."
     STORE_INVALID = "store.invalid", "A file of the trust directory cannot be used."
