@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copy manifests with everything they name and everything that refers to them; every digest stays.
+
+Order: blobs, manifests below, the manifest itself, then its signatures and other referrers, and theirs. A tag is the
+caller's to set, last. Every byte is checked against its digest by the store that it comes from.
+
+Signatures that stand under a tag (`sha256-<hex>.sig`, and cosign's `.att` and `.sbom`) are joined with those that the
+target has already: none is lost.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
+
+from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.oci import (
+    DOCKER_INDEX_TYPE,
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    Descriptor,
+    Index,
+    Manifest,
+    malformed,
+    parse_document,
+)
+from firmware_pipeline.signing import formats
+from firmware_pipeline.store import ArtifactStore, Blob, RawManifest
+
+ATTACHED_TAGS: Final = (".sig", ".att", ".sbom")
+MAX_DEPTH: Final = 3
+"""An index, what refers to it, and what refers to that (the signature of an SBOM)."""
+CopyProgress = Callable[[str, int, int], None]
+"""Called as progress(what, bytes done, bytes in total)."""
+
+
+@runtime_checkable
+class Mounting(Protocol):
+    """A store that can take a blob over from another repository of the same registry."""
+
+    def mount_blob(self, descriptor: Descriptor, source: ArtifactStore) -> bool:
+        """True when the blob is there now; False when it must be sent."""
+        ...
+
+
+class Copier:
+    """Copies from one store to another; what was copied once is not looked at again.
+
+    Args:
+        source, target: may be the same place; then nothing but missing signatures is written.
+        progress: called while blobs are sent.
+    """
+
+    def __init__(self, source: ArtifactStore, target: ArtifactStore, progress: CopyProgress | None = None) -> None:
+        self._source, self._target, self._progress = source, target, progress
+        self._done: set[str] = set()
+        self.sent_bytes = 0
+        self.referrers: list[str] = []
+
+    def copy(self, digest: str) -> RawManifest:
+        """Copy a manifest or index, all below it, and all that refers to any of them.
+
+        Raises:
+            PipelineError: ArtifactMalformed for what is no manifest; as the stores.
+        """
+        found = self._manifest(digest)
+        for name in [digest, *self._children(found)]:
+            self._attached(name, MAX_DEPTH)
+        return found
+
+    def _children(self, found: RawManifest) -> list[str]:
+        if found.media_type not in (INDEX_TYPE, DOCKER_INDEX_TYPE):
+            return []
+        return [entry.digest for entry in parse_document(Index, found.raw, f"The index {found.digest}").manifests]
+
+    def _manifest(self, digest: str, size: int | None = None, depth: int = MAX_DEPTH) -> RawManifest:
+        found = self._source.get_manifest(digest)
+        what = f"The manifest {digest}"
+        if size is not None and size != len(found.raw):
+            raise malformed(what, f"it has {len(found.raw)} bytes, {size} are named")
+        if digest in self._done:
+            return found
+        if depth == 0:
+            raise malformed(what, f"indexes are nested more than {MAX_DEPTH} deep")
+        if found.media_type in (INDEX_TYPE, DOCKER_INDEX_TYPE):
+            for entry in parse_document(Index, found.raw, what).manifests:
+                self._manifest(entry.digest, entry.size, depth - 1)
+        else:
+            manifest = parse_document(Manifest, found.raw, what)
+            for blob in (manifest.config, *manifest.layers):
+                self.blob(blob)
+        self._target.put_manifest(found.raw, found.media_type)
+        self._done.add(digest)
+        return found
+
+    def blob(self, descriptor: Descriptor) -> None:
+        """Copy one blob, unless the target has it or can take it over."""
+        if descriptor.digest in self._done:
+            return
+        self._done.add(descriptor.digest)
+        target = self._target
+        if target.has_blob(descriptor.digest, descriptor.size):
+            return
+        if isinstance(target, Mounting) and target.mount_blob(descriptor, self._source):
+            return
+        title = descriptor.annotations.get("org.opencontainers.image.title", descriptor.digest)
+        with tempfile.TemporaryDirectory(prefix="firmware-pipeline-") as folder:
+            path = Path(folder) / "blob"
+            self._source.save_blob(descriptor, path)
+            update = self._progress
+            target.put_blob(
+                Blob(path, descriptor.digest, descriptor.size),
+                None if update is None else lambda done, total: update(title, done, total),
+            )
+        self.sent_bytes += descriptor.size
+
+    def _attached(self, digest: str, depth: int) -> None:
+        for suffix in ATTACHED_TAGS:
+            self._tagged(digest.replace(":", "-") + suffix)
+        for entry in self._source.referrers(digest):
+            found = self._source.get_manifest(entry.digest)
+            if found.media_type != MANIFEST_TYPE:
+                continue
+            subject = parse_document(Manifest, found.raw, f"The referrer {entry.digest}").subject
+            if subject is None or subject.digest != digest or entry.digest in self._done:
+                continue  # a list is only a hint
+            self._manifest(entry.digest)
+            self.referrers.append(entry.digest)
+            if depth > 1:
+                self._attached(entry.digest, depth - 1)
+
+    def _tagged(self, tag: str) -> None:
+        """Copy a manifest of signatures under its tag; layers that only the target has stay."""
+        if (ours := _find(self._source, tag)) is None:
+            return
+        theirs = _find(self._target, tag)
+        if theirs is not None and theirs.digest == ours.digest:
+            return
+        self._manifest(ours.digest)
+        raw = ours.raw
+        if theirs is not None:
+            wanted, present = (_layers(found) for found in (ours, theirs))
+            known = {layer.digest for layer in present}
+            raw, config = formats.simple_manifest([*present, *(w for w in wanted if w.digest not in known)])
+            self._target.put_blob(Blob.of(config))
+        self._target.put_manifest(raw, MANIFEST_TYPE, tag=tag)
+        self.referrers.append(ours.digest)
+
+
+def _find(store: ArtifactStore, tag: str) -> RawManifest | None:
+    try:
+        return store.get_manifest(tag)
+    except PipelineError as error:
+        if error.reason is Reason.ReferenceNotFound:
+            return None
+        raise
+
+
+def _layers(found: RawManifest) -> list[Descriptor]:
+    return parse_document(Manifest, found.raw, f"The signatures {found.digest}").layers
