@@ -11,10 +11,12 @@ The same plans give the same bytes: canonical JSON, no times, no host names. Ann
 config decides, and what they repeat of it must agree.
 
 Rules for what is read:
-    1. The index is an OCI index with our artifactType; a chip is the entry whose variant is its target name.
-    2. No two entries with the same variant.
+    1. The index is an OCI index with our artifactType; a chip's entries are those whose variant is its target name. Of
+       several the one is taken whose features (`os.features`) fit the device best (`features`); a tie is refused.
+    2. No two entries with the same variant and the same features.
     3. The chip's manifest has our artifactType and config type, and exactly the descriptor's size.
-    4. Platform, config and chip table agree on the chip.
+    4. Config and chip table agree on the chip, and the index's entry says what follows from the config: platform with
+       features, and our annotations.
     5. Every image of the config is one layer with its role's type, its digest, size and offset, in the same order;
        there is no other layer but at most one release statement.
     6. Titles are `<chip>/<file name>`, no two alike: they become file names.
@@ -23,6 +25,7 @@ Source: OCI image specification 1.1; artifacts as manifests with artifactType.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -31,6 +34,8 @@ from firmware_pipeline import config as config_
 from firmware_pipeline.config import CONFIG_MEDIA_TYPE, MAX_CONFIG_SIZE, FirmwareConfig, ImageEntry
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.chips import by_target, normalise_target
+from firmware_pipeline.features import best, normalise_features
+from firmware_pipeline.hardware import HardwareFacts
 from firmware_pipeline.oci import (
     INDEX_TYPE,
     MANIFEST_TYPE,
@@ -144,14 +149,14 @@ def pack_chip(plan: BuildPlan, release_statement: bytes | None = None) -> Packed
     files = sorted(plan.files, key=lambda file: file.offset)
     blobs = [(f"{chip.target}/config.json", config_blob)]
     layers = []
-    for file, title in zip(files, _titles(chip.target, files), strict=True):
+    for file, title in zip(files, _titles(plan, files), strict=True):
         blobs.append((title, Blob(file.data, file.digest, file.size)))
         note = _annotations(file, title)
         layers.append(
             Descriptor(media_type=layer_type(file.role), digest=file.digest, size=file.size, annotations=note)
         )
     if release_statement is not None:
-        title, blob = f"{chip.target}/release.cose", Blob.of(release_statement)
+        title, blob = f"{_folder(plan)}release.cose", Blob.of(release_statement)
         blobs.append((title, blob))
         layers.append(
             Descriptor(media_type=RELEASE_TYPE, digest=blob.digest, size=blob.size, annotations={TITLE: title})
@@ -184,6 +189,7 @@ def chip_entry(config: FirmwareConfig, manifest: bytes) -> Descriptor:
             os=framework if framework in _RUNTIMES else "none",
             architecture=chip.architecture,
             variant=chip.target,
+            os_features=list(config.features),
         ),
         annotations={
             PREFIX + "min-chip-rev": str(config.chip.min_rev),
@@ -208,9 +214,9 @@ def pack_index(
     """
     if not chips:
         raise PipelineError(Reason.InputMissing, "There is no build to push.", "Name at least one build folder.")
-    targets = sorted(chip.target for chip in chips)
-    if twice := {target for target in targets if targets.count(target) > 1}:
-        raise _disagrees(f"two builds are for the same chip ({', '.join(sorted(twice))})")
+    places = Counter((chip.target, *chip.config.features) for chip in chips)
+    if twice := sorted(" ".join(place) for place, count in places.items() if count > 1):
+        raise _disagrees(f"two builds are for the same chip ({', '.join(twice)})")
     for what, values in (
         ("application names", {plan.app.project_name for plan in plans}),
         ("application versions", {plan.app.version for plan in plans}),
@@ -224,7 +230,7 @@ def pack_index(
         Index(
             schema_version=2,
             artifact_type=INDEX_ARTIFACT_TYPE,
-            manifests=[chip.descriptor for chip in sorted(chips, key=lambda chip: chip.target)],
+            manifests=[chip.descriptor for chip in sorted(chips, key=_place)],
             annotations={**_describe(plans[0]), **(annotations or {})},
         )
     )
@@ -240,12 +246,21 @@ def _describe(plan: BuildPlan) -> dict[str, str]:
     return {f"org.opencontainers.image.{key}": value for key, value in values.items() if value}
 
 
-def _titles(target: str, files: Sequence[PlannedFile]) -> list[str]:
+def _place(chip: PackedChip) -> tuple[str, ...]:
+    return chip.target, *chip.config.features
+
+
+def _folder(plan: BuildPlan) -> str:
+    """What titles begin with: the chip, and the features where the build has some."""
+    marks = "+".join(feature.replace(">=", "-") for feature in plan.features)
+    return f"{plan.target}/{marks}{'-' if marks else ''}"
+
+
+def _titles(plan: BuildPlan, files: Sequence[PlannedFile]) -> list[str]:
     """`<chip>/<file>`: unique over the whole index, so that generic tools can pull all chips into one folder."""
     names = [file.name for file in files]
-    return [
-        f"{target}/{file.name if names.count(file.name) == 1 else f'{file.offset:#x}-{file.name}'}" for file in files
-    ]
+    folder = _folder(plan)
+    return [f"{folder}{file.name if names.count(file.name) == 1 else f'{file.offset:#x}-{file.name}'}" for file in files]
 
 
 def _annotations(file: PlannedFile, title: str) -> dict[str, str]:
@@ -276,27 +291,54 @@ def read_index(raw: bytes, digest: str) -> Index:
     index = parse_document(Index, raw, what)
     if index.media_type != INDEX_TYPE or index.artifact_type != INDEX_ARTIFACT_TYPE:
         raise malformed(what, f"it is {index.artifact_type or index.media_type}, not {INDEX_ARTIFACT_TYPE}")
-    variants = [entry.platform.variant for entry in index.manifests if entry.platform and entry.platform.variant]
-    if len(set(variants)) != len(variants):
-        raise malformed(what, "it holds two entries for the same chip")
+    places = [(p.variant, *sorted(p.os_features)) for p in _platforms(index)]
+    if len(set(places)) != len(places):
+        raise malformed(what, "it holds two entries for the same chip and features")
     return index
 
 
 def chips(index: Index) -> list[str]:
     """The chips an index has firmware for."""
-    return sorted(m.platform.variant for m in index.manifests if m.platform and m.platform.variant)
+    return sorted({platform.variant for platform in _platforms(index) if platform.variant})
 
 
-def find_chip(index: Index, chip: str) -> Descriptor:
-    """The entry for a chip, in any spelling of its name.
+def _platforms(index: Index) -> list[Platform]:
+    return [entry.platform for entry in index.manifests if entry.platform and entry.platform.variant]
+
+
+def find_chip(index: Index, chip: str, facts: HardwareFacts | None = None) -> Descriptor:
+    """The entry for a device: of its chip (in any spelling), with the most specific features that it has.
+
+    Args:
+        facts: what is known of the device; None = its chip alone. The only entry of a chip is then taken whatever its
+            features, since they are checked against the device before anything is written.
 
     Raises:
-        PipelineError: PlatformMissing.
+        PipelineError: PlatformMissing, PlatformAmbiguous.
     """
     target = normalise_target(chip)
-    for entry in index.manifests:
-        if entry.platform and entry.platform.variant == target:
-            return entry
+    entries = [entry for entry in index.manifests if entry.platform and entry.platform.variant == target]
+    if facts is None and len(entries) == 1:
+        return entries[0]
+    features = [entry.platform.os_features if entry.platform else [] for entry in entries]
+    offered = "; ".join(" and ".join(each) or "no features" for each in features)
+    for each in features:
+        normalise_features(each)
+    fitting = best(features, facts or HardwareFacts())
+    if len(fitting) == 1:
+        return entries[fitting[0]]
+    if fitting:
+        raise PipelineError(
+            Reason.PlatformAmbiguous,
+            f"{len(fitting)} builds for {target} fit the device equally well (they demand: {offered}).",
+            "Push a build that demands what both demand, or leave one of them out.",
+        )
+    if entries:
+        raise PipelineError(
+            Reason.PlatformMissing,
+            f"The artifact holds builds for {target}, but the device is not known to have what they demand: {offered}.",
+            f"Push a build for {target} without these features, or record the device's hardware.",
+        )
     raise PipelineError(
         Reason.PlatformMissing,
         f"The artifact holds nothing for {target}; it holds: {', '.join(chips(index)) or 'no chip at all'}.",
@@ -376,6 +418,22 @@ def read_chip(found: ChipManifest, config_bytes: bytes, chip: str, release_state
         release_statement=release_statement,
         release_digest=found.release.digest if found.release else None,
     )
+
+
+def check_entry(entry: Descriptor, config: FirmwareConfig) -> None:
+    """Rule 4: whether the index's entry says of a manifest what its config says.
+
+    Raises:
+        PipelineError: ArtifactMalformed.
+    """
+    expected = chip_entry(config, b"")
+    said = {key: value for key, value in entry.annotations.items() if key.startswith(PREFIX)}
+    for what, found, wanted in (
+        ("platform", entry.platform, expected.platform),
+        ("annotations", said, {key: expected.annotations[key] for key in said if key in expected.annotations}),
+    ):
+        if found != wanted:
+            raise malformed(f"The manifest {entry.digest}", f"its index names another {what} for it than its config")
 
 
 def payload_sha256(layer: Layer) -> bytes:

@@ -11,6 +11,7 @@ Rules of `loads`, all ConfigMalformed:
  3. Exactly one image has role app, and it is required; offsets are unique.
  4. Measurements: at least one, no (scheme, alg) twice.
  5. An image that names a partition names one of the config's; with partitions stands their table's SHA-256.
+ 6. Features are of the known vocabulary, sorted, none twice.
 """
 
 import json
@@ -25,6 +26,7 @@ from firmware_pipeline.plan import (
     AppInfo,
     BuildInfo,
     BuildPlan,
+    Features,
     FlashSettings,
     HexSha256,
     MeasurementEntry,
@@ -80,6 +82,7 @@ class FirmwareConfig(Model):
     partition_table_sha256: HexSha256 | None = None
     partition_table_offset: Offset | None = None
     secure_boot: SecureBoot | None = None
+    features: Features = ()
     build: BuildInfo
 
     @model_validator(mode="after")
@@ -101,6 +104,8 @@ class FirmwareConfig(Model):
         unknown = [i.partition for i in self.images if i.partition is not None and i.partition not in names]
         if unknown:
             raise ValueError(f"an image names partition {unknown[0]!r}, which the partitions do not hold")
+        if list(self.features) != sorted(set(self.features)):
+            raise ValueError("the features are not sorted, or one comes twice")
         if bool(self.partitions) != (self.partition_table_sha256 is not None):
             raise ValueError("partitions and partitionTableSha256 belong together")
         return self
@@ -135,6 +140,7 @@ def from_plan(plan: BuildPlan) -> FirmwareConfig:
         partition_table_sha256=plan.partition_table_sha256,
         partition_table_offset=plan.partition_table_offset,
         secure_boot=plan.secure_boot,
+        features=plan.features,
         build=plan.build,
     )  # fmt: skip
 
@@ -142,6 +148,8 @@ def from_plan(plan: BuildPlan) -> FirmwareConfig:
 def dumps(config: FirmwareConfig) -> bytes:
     """Canonical JSON; `loads` is its inverse. Absent optional values are left out."""
     body = config.model_dump(mode="json", exclude_none=True)
+    if not config.features:
+        del body["features"]
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -157,7 +165,7 @@ def _no_float(text: str) -> object:
 
 
 def loads(data: bytes) -> FirmwareConfig:
-    """Read a config strictly (rules 1 to 5).
+    """Read a config strictly (rules 1 to 6).
 
     Raises:
         PipelineError: ConfigMalformed.

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.hardware import HardwareFacts
+from firmware_pipeline.plan import FEATURE_PATTERN
 
 MAX_FEATURES = 8
-FEATURE_PATTERN = r"^(psram-octal|psram-quad|secure-boot-v2|(psram|flash)>=([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])M)$"
 _FEATURE = re.compile(FEATURE_PATTERN.removesuffix("$") + r"\Z")
 
 

@@ -25,6 +25,9 @@ Revision = Annotated[int, Field(ge=0, le=65535)]
 HexSha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+FEATURE_PATTERN = r"^(psram-octal|psram-quad|secure-boot-v2|(psram|flash)>=([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])M)$"
+"""Hardware that a build may demand beyond its chip; sizes in MiB. See `features`."""
+Features = Annotated[tuple[Annotated[str, StringConstraints(pattern=FEATURE_PATTERN)], ...], Field(max_length=8)]
 
 
 class Model(BaseModel):
@@ -159,6 +162,7 @@ class BuildPlan(Model):
         partitions: rows of the build's partition table; empty if the build has none.
         partition_table_offset: flash offset in bytes; None without table.
         secure_boot: what signed the application image; None = unsigned.
+        features: hardware it demands beyond the chip, sorted ("psram>=8M"); see `features`.
         warnings: for people; none of them prevents a push.
     """
 
@@ -175,6 +179,7 @@ class BuildPlan(Model):
     partition_table_offset: Offset | None = None
     secure_boot: SecureBoot | None = None
     build: BuildInfo
+    features: Features = ()
     warnings: tuple[str, ...] = ()
 
     @property

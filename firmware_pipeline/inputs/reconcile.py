@@ -40,6 +40,7 @@ from firmware_pipeline.esp.partitions import (
     table_sha256,
 )
 from firmware_pipeline.esp.signature import find_signatures
+from firmware_pipeline.features import normalise_features
 from firmware_pipeline.plan import (
     AppInfo,
     BuildInfo,
@@ -90,12 +91,13 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the user says on the command line: name and version for the artifact, provenance."""
+    """What the user says on the command line: name and version for the artifact, provenance, features (see `features`)."""
 
     name: str | None = None
     version: str | None = None
     source: str | None = None
     revision: str | None = None
+    features: tuple[str, ...] = ()
 
 
 def _disagrees(message: str, next_step: str = "Build again from a clean folder.") -> PipelineError:
@@ -143,6 +145,7 @@ def reconcile(files: Sequence[RawFile], claims: Claims, overrides: Overrides) ->
             source=overrides.source,
             revision=overrides.revision or claims.revision,
         ),
+        features=normalise_features(overrides.features),
         warnings=(*warnings, *_tail_warnings(app_file, info, signed=bool(signatures))),
     )
     for mismatch in check_layout(from_plan(plan)):
