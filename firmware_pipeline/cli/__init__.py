@@ -20,6 +20,9 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "pull": ("pull", "Fetch one chip's files, config and release statement, each checked."),
     "inspect": ("inspect", "Show everything an artifact holds; signatures are listed, not judged."),
     "verify": ("verify", "Judge signatures and content; print the pinned reference."),
+    "index": ("index", "Join artifacts of one release, each for its chip, into one."),
+    "cp": ("copy", "Copy an artifact with its signatures and other referrers; the digest stays."),
+    "diff": ("diff", "Show what differs between two artifacts."),
     "keygen": ("keygen", "Make a key pair, for signing artifacts or for releases."),
 }
 """Verb -> (module in this package with a function `command`, one line of help). A new verb is one line here."""

@@ -18,6 +18,8 @@ Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no remarks
 DigestFile = Annotated[Path | None, Option(help="Write the index digest into this file.")]
 Keys = Annotated[list[Path] | None, Option("--key", help="PEM public key that is trusted; repeatable.")]
 Threshold = Annotated[int, Option(help="How many distinct trusted keys must have signed.", min=1)]
+AlsoTag = Annotated[list[str] | None, Option(help="Further tag; repeatable.")]
+Sign = Annotated[Path | None, Option("--sign", help="PEM private key that signs the artifact.")]
 Annotation = Annotated[list[str] | None, Option("--annotation", help="KEY=VALUE for the index; repeatable.")]
 
 
@@ -40,7 +42,8 @@ class Build:
     """How to read the inputs."""
 
     chip: Annotated[
-        str | None, Option("--chip", help="Chip of the OFFSET=FILE arguments (default: read from the image).")
+        str | None,
+        Option("--chip-from", "--chip", help="Chip of the OFFSET=FILE arguments (default: read from the image)."),
     ] = None
     kind: Annotated[str | None, Option("--from", help="Kind of the build folders (default: detected).")] = None
     name: Annotated[str | None, Option("--name", help="Application name, where the image has none.")] = None
@@ -52,13 +55,35 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
+class Describe:
+    """What the index says of itself."""
+
+    annotation: Annotation = None
+    created: Annotated[
+        str | None, Option(help="Time of the build, RFC 3339 (default: SOURCE_DATE_EPOCH, else none).")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is printed, and whether anything is stored."""
+
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Show manifests and bytes, ask what is there, store nothing.")
+    ] = False
+    digest_file: DigestFile = None
+    as_json: AsJson = False
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True, slots=True)
 class Signing:
     """With which keys."""
 
-    sign: Annotated[Path | None, Option("--sign", help="PEM private key that signs the artifact.")] = None
+    sign: Sign = None
     release_key: Annotated[Path | None, Option("--release-key", help="The owner's release key (PEM).")] = None
     sequence: Annotated[int | None, Option(help="Release number; must grow with every release.", min=0)] = None
 
 
-GROUPS = (Login, Build, Signing)
+GROUPS = (Login, Build, Describe, Output, Signing)
 """The option groups that `running.verb` spreads."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pull`: one chip's firmware into a folder."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +8,11 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from firmware_pipeline import api
 from firmware_pipeline.cli.chip_report import describe_chip
-from firmware_pipeline.cli.options import AsJson, Keys, Login, Quiet, Ref, Threshold
-from firmware_pipeline.cli.running import client_options, progress, trusted_keys, verb
-from firmware_pipeline.config import dumps
-from firmware_pipeline.store import atomic_file
+from firmware_pipeline.cli.options import AsJson, DigestFile, Keys, Login, Quiet, Ref, Threshold
+from firmware_pipeline.cli.running import client_options, err, progress, trusted_keys, verb, write_digest
+from firmware_pipeline.opening import locate
+from firmware_pipeline.pulling import pull
 
 
 @verb
@@ -26,28 +24,31 @@ def command(
     key: Keys = None,
     threshold: Threshold = 1,
     unverified: Annotated[bool, Option("--unverified", help="Do not ask who signed it.")] = False,
+    digest_file: DigestFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch one chip's files, config and release statement, each checked."""
+    """Fetch one chip's files, config and release statement, each checked. Prints the pinned reference."""
     if unverified and key:
         raise typer.BadParameter("--unverified and --key exclude each other")
-    trusted = [] if unverified else trusted_keys(key)
-    where = api.locate(reference)
-    store = api.open_store(where, client_options(login, where))
-    digest = api.resolve(store, where)
-    if not unverified:
-        api.verify(store, digest, trusted, threshold)
-    found = api.open_chip(store, digest, chip)
+    trusted = None if unverified else trusted_keys(key)
+    where = locate(reference)
     with progress(quiet) as update:
-        for layer in found.layers:
-            api.fetch_layer(store, layer, output / layer.title, functools.partial(update, layer.title))
-    folder = output / found.target
-    extra = {"config.json": dumps(found.config)}
-    if found.release_statement:
-        extra["release.cose"] = found.release_statement
-    for file_name, data in extra.items():
-        with atomic_file(folder / file_name) as sink:
-            sink.write(data)
-    pinned = str(where.at(digest))
-    typer.echo(json.dumps({"reference": pinned, "digest": digest, **describe_chip(found)}) if as_json else pinned)
+        pulled = pull(
+            where,
+            chip,
+            output,
+            keys=trusted,
+            threshold=threshold,
+            options=client_options(login, where),
+            progress=update,
+        )
+    write_digest(digest_file, pulled.reference)
+    pinned = str(pulled.reference)
+    if as_json:
+        report = {"reference": pinned, "digest": pulled.reference.digest, "signers": pulled.signers}
+        typer.echo(json.dumps({**report, **describe_chip(pulled.chip)}, sort_keys=True))
+        return
+    if unverified and not quiet:
+        err("warning: nobody was asked who signed it (--unverified).")
+    typer.echo(pinned)

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from firmware_pipeline.exit_codes import INTERRUPTED, exit_code
 if TYPE_CHECKING:
     from firmware_pipeline.http_rules import ClientOptions
     from firmware_pipeline.reference import Reference
-    from firmware_pipeline.signing.keys import TrustedKey
+    from firmware_pipeline.signing.keys import Signer, TrustedKey
 
 MAX_KEY_FILE_BYTES = 1024 * 1024
 err = functools.partial(typer.echo, err=True)
@@ -109,6 +109,36 @@ def trusted_keys(paths: Sequence[Path] | None) -> "list[TrustedKey]":
     if not paths:
         raise typer.BadParameter("name the trusted public keys: --key FILE")
     return [load_trusted_key(read_file(path), path.name) for path in paths]
+
+
+def load_signing_key(path: Path | None) -> "Signer | None":
+    """The key of `--sign`, if it is given.
+
+    Raises:
+        PipelineError: KeyMalformed.
+    """
+    from firmware_pipeline.signing.keys import load_signer
+
+    return load_signer(read_file(path), str(path)) if path else None
+
+
+def write_digest(path: Path | None, pinned: "Reference") -> None:
+    """`--digest-file`.
+
+    Raises:
+        PipelineError: StorageFailed.
+    """
+    from firmware_pipeline.store import atomic_file
+
+    if path is not None:
+        with atomic_file(path) as sink:
+            sink.write(f"{pinned.digest}\n".encode())
+
+
+def tell_moved(moved: Mapping[str, str]) -> None:
+    """Say what a tag named before: tags may move, but nobody should have to wonder."""
+    for tag, digest in moved.items():
+        err(f"moved: the tag {tag} named {digest} before.")
 
 
 def read_file(path: Path) -> bytes:

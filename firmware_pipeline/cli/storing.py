@@ -2,21 +2,32 @@
 """What `push` and `pack` have in common."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
 
 from firmware_pipeline import api
-from firmware_pipeline.cli.options import Build, Signing
-from firmware_pipeline.cli.running import err, pairs, progress, read_file
+from firmware_pipeline.cli.options import Build, Describe, Output, Signing
+from firmware_pipeline.cli.running import (
+    err,
+    load_signing_key,
+    pairs,
+    progress,
+    read_file,
+    tell_moved,
+    write_digest,
+)
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.inputs.build_list import load_builds
 from firmware_pipeline.inputs.reconcile import Overrides
 from firmware_pipeline.reference import Reference
-from firmware_pipeline.signing.keys import Signer, load_signer
+from firmware_pipeline.signing.keys import Signer
 from firmware_pipeline.signing.release import load_release_key
-from firmware_pipeline.store import atomic_file
+
+CREATED = "org.opencontainers.image.created"
 
 
 def store_builds(
@@ -24,20 +35,18 @@ def store_builds(
     where: Reference,
     *,
     build: Build,
+    describe: Describe,
     signing: Signing,
+    output: Output,
     options: ClientOptions,
-    also_tags: Sequence[str],
-    annotations: Sequence[str] | None,
-    digest_file: Path | None,
-    as_json: bool,
-    quiet: bool,
+    also_tags: Sequence[str] = (),
 ) -> None:
-    """Load, sign, store, report.
+    """Load, sign, store, report; with `--dry-run` load and show.
 
     Raises:
-        PipelineError: as `load_builds` and `api.push`.
+        PipelineError: as `load_builds`, `api.push` and `api.preview`.
     """
-    extra = pairs(annotations, "--annotation")
+    annotations = index_annotations(describe, os.environ)
     signer, release = load_keys(signing)
     overrides = Overrides(build.name, build.app_version, build.source, build.revision)
     plans = load_builds(inputs, chip=build.chip, kind=build.kind, overrides=overrides)
@@ -48,7 +57,13 @@ def store_builds(
         err("warning: not signed (--sign): no FlashJob will accept it.")
     if release is None:
         err("warning: no release statement (--release-key, --sequence): devices will not install it.")
-    with progress(quiet) as update:
+    if output.dry_run:
+        preview = api.preview(
+            plans, where, release=release, options=options, also_tags=also_tags, annotations=annotations
+        )
+        show(preview, output)
+        return
+    with progress(output.quiet) as update:
         pushed = api.push(
             plans,
             where,
@@ -56,10 +71,30 @@ def store_builds(
             release=release,
             options=options,
             also_tags=also_tags,
-            annotations=extra,
+            annotations=annotations,
             progress=update,
         )
-    report(pushed, digest_file, as_json, quiet)
+    report(pushed, output.digest_file, output.as_json, output.quiet)
+
+
+def index_annotations(describe: Describe, environment: Mapping[str, str]) -> dict[str, str]:
+    """The index's own annotations. A time is there only when it was given: the same inputs give the same digest."""
+    found = pairs(describe.annotation, "--annotation")
+    if describe.created is not None:
+        created = describe.created
+    elif epoch := environment.get("SOURCE_DATE_EPOCH"):
+        if not (epoch.isascii() and epoch.isdigit() and len(epoch) <= 11):
+            raise typer.BadParameter(f"SOURCE_DATE_EPOCH is {epoch[:40]!r}, not a number of seconds since 1970")
+        created = datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    else:
+        return found
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise typer.BadParameter(f"--created needs a time with its zone, 2026-01-31T12:00:00Z, not {created[:40]!r}")
+    return {CREATED: moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), **found}
 
 
 def load_keys(signing: Signing) -> tuple[Signer | None, api.Release | None]:
@@ -70,7 +105,7 @@ def load_keys(signing: Signing) -> tuple[Signer | None, api.Release | None]:
     """
     if (signing.release_key is None) != (signing.sequence is None):
         raise typer.BadParameter("--release-key and --sequence belong together")
-    signer = load_signer(read_file(signing.sign), str(signing.sign)) if signing.sign else None
+    signer = load_signing_key(signing.sign)
     if signing.release_key is None or signing.sequence is None:
         return signer, None
     key = load_release_key(read_file(signing.release_key), str(signing.release_key))
@@ -79,23 +114,23 @@ def load_keys(signing: Signing) -> tuple[Signer | None, api.Release | None]:
 
 def report(pushed: api.Pushed, digest_file: Path | None, as_json: bool, quiet: bool) -> None:
     """Tell what was stored: the last line is the pinned reference, or the only one a JSON object."""
-    if digest_file:
-        with atomic_file(digest_file) as sink:
-            sink.write(pushed.index_digest.encode() + b"\n")
+    write_digest(digest_file, pushed.reference)
+    tell_moved(pushed.moved)
     if as_json:
-        typer.echo(json.dumps(describe(pushed), sort_keys=True))
+        typer.echo(json.dumps(describe_pushed(pushed), sort_keys=True))
         return
     if not quiet:
         err(f"{len(pushed.chips)} chips, {pushed.size} bytes, tags: {', '.join(pushed.tags) or 'none'}")
     typer.echo(str(pushed.reference))
 
 
-def describe(pushed: api.Pushed) -> dict[str, object]:
+def describe_pushed(pushed: api.Pushed) -> dict[str, object]:
     """The JSON of `push`, `pack` and `index`."""
     return {
         "reference": str(pushed.reference),
         "digest": pushed.index_digest,
         "tags": pushed.tags,
+        "moved": pushed.moved,
         "signed": pushed.signed,
         "size": pushed.size,
         "chips": [
@@ -103,3 +138,33 @@ def describe(pushed: api.Pushed) -> dict[str, object]:
             for c in pushed.chips
         ],
     }
+
+
+def show(preview: api.Preview, output: Output) -> None:
+    """What a push would store. `--digest-file` is written too: the digest is the one that a push would give."""
+    write_digest(output.digest_file, preview.reference)
+    manifests = [*((chip.target, chip.manifest) for chip in preview.chips), ("index", preview.index)]
+    if output.as_json:
+        shown = {
+            "reference": str(preview.reference),
+            "digest": preview.reference.digest,
+            "tags": preview.tags,
+            "moved": preview.moved,
+            "totalBytes": preview.total_bytes,
+            "newBytes": preview.new_bytes,
+            "manifests": {name: json.loads(raw) for name, raw in manifests},
+            "blobs": [
+                {"title": title, "digest": digest, "size": size, "present": present}
+                for title, digest, size, present in preview.blobs
+            ],
+        }
+        typer.echo(json.dumps(shown, sort_keys=True))
+        return
+    for name, raw in manifests:
+        typer.echo(f"{name}: {json.dumps(json.loads(raw), indent=2, sort_keys=True)}")
+    for title, digest, size, present in preview.blobs:
+        typer.echo(f"{'there' if present else 'new':<6}{size:>10}  {digest}  {title}")
+    for tag, digest in preview.moved.items():
+        typer.echo(f"would move: the tag {tag} names {digest}")
+    typer.echo(f"{preview.total_bytes} bytes in total, {preview.new_bytes} new; nothing was sent")
+    typer.echo(str(preview.reference))
