@@ -9,18 +9,24 @@ Sources, first match wins:
     5. $XDG_RUNTIME_DIR/containers/auth.json;
     6. ~/.docker/config.json.
 
-Within a file the longest prefix of HOST/NAMESPACE/REPOSITORY wins. An entry is `auth` (base64 of user:password),
-`username` + `password`, `identitytoken` or `registrytoken`. Credential helper programs are not run.
+Within a file: the helper that `credHelpers` names for the host; else the longest prefix of HOST/NAMESPACE/REPOSITORY in
+`auths`; else the helper of `credsStore`. An entry of `auths` is `auth` (base64 of user:password), `username` + `password`,
+`identitytoken` or `registrytoken`. Helper programs are run only where a home directory was given (for a person, never in
+a pod), and only if the file that names them belongs to this user and nobody else may write it.
 """
 
 import base64
 import binascii
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from firmware_pipeline.credential_helpers import TOKEN_USER, ask_helper
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.store import storage_failed
 
@@ -43,48 +49,85 @@ class Credential:
     registry_token: str = field(default="", repr=False)
 
 
+AskHelper = Callable[[str, str], tuple[str, str] | None]
+"""ask(helper's name, host) -> (user name, secret) or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialFile:
+    """What one configuration file says.
+
+    Attributes:
+        auths: HOST[/PATH] -> credential.
+        helpers: host -> name of its credential helper.
+        store: name of the helper for all other hosts, or empty.
+        may_ask: whether the helpers it names may be run.
+    """
+
+    auths: Mapping[str, Credential] = field(default_factory=dict)
+    helpers: Mapping[str, str] = field(default_factory=dict)
+    store: str = ""
+    may_ask: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """All credentials this process may use.
 
     Attributes:
         explicit: host -> credential given by hand.
-        files: parsed `auths` tables, in order of precedence.
-        helpers: hosts for which a file names a credential helper program ("*" for all), for error messages.
+        files: parsed configuration files, in order of precedence.
+        ask: runs a credential helper; None where none may be run.
     """
 
     explicit: Mapping[str, Credential] = field(default_factory=dict)
-    files: Sequence[Mapping[str, Credential]] = ()
-    helpers: frozenset[str] = frozenset()
+    files: Sequence[CredentialFile] = ()
+    ask: AskHelper | None = field(default=None, compare=False)
 
     def find(self, host: str, repository: str) -> Credential | None:
-        """The credential for HOST/REPOSITORY, or None: anonymous."""
+        """The credential for HOST/REPOSITORY, or None: anonymous.
+
+        Raises:
+            PipelineError: CredentialsMalformed when a credential helper fails.
+        """
         if (given := self.explicit.get(host)) is not None:
             return given
         parts = repository.split("/")
         names = [f"{host}/{'/'.join(parts[:n])}" for n in range(len(parts), 0, -1)] + [host]
-        for table in self.files:
-            for name in names:
-                if name in table:
-                    return table[name]
+        for file in self.files:
+            entry = next((file.auths[name] for name in names if name in file.auths), None)
+            helper = file.helpers.get(host) or ("" if entry else file.store)
+            if helper and self.ask and file.may_ask:
+                entry = _from_helper(self.ask(helper, host)) or entry
+            if entry:
+                return entry
         return None
 
     def hint(self, host: str) -> str:
-        """A sentence for the user when no credential was found although a helper program would have had one."""
-        if host in self.helpers or "*" in self.helpers:
-            return " The configuration names a credential helper, which is not supported: use --password-stdin."
-        return ""
+        """A sentence for the user when no credential was found although a helper program might have had one."""
+        named = [file for file in self.files if file.store or host in file.helpers]
+        if any(not (self.ask and file.may_ask) for file in named):
+            return (
+                " The configuration names a credential helper. It is not run: that needs a user's own configuration "
+                "file, which nobody else may write."
+            )
+        return " The credential helper knows no login for this host." if named else ""
 
 
-def parse_docker_config(raw: bytes, where: str) -> tuple[dict[str, Credential], frozenset[str]]:
+def _from_helper(answer: tuple[str, str] | None) -> Credential | None:
+    if answer is None:
+        return None
+    user, secret = answer
+    return Credential(identity_token=secret) if user == TOKEN_USER else Credential(user, secret)
+
+
+def parse_docker_config(raw: bytes, where: str, *, may_ask: bool = False) -> CredentialFile:
     """Parse the content of a docker `config.json` or containers `auth.json`.
 
     Args:
         raw: the file's bytes.
         where: names the source in messages; values are never shown.
-
-    Returns:
-        (key -> credential, hosts with a credential helper).
+        may_ask: see CredentialFile.
 
     Raises:
         PipelineError: CredentialsMalformed.
@@ -96,17 +139,18 @@ def parse_docker_config(raw: bytes, where: str) -> tuple[dict[str, Credential], 
     if not isinstance(document, dict):
         raise _malformed(where, "it is not a JSON object")
     auths = document.get("auths") or {}
-    helpers = document.get("credHelpers") or {}
+    helpers, store = document.get("credHelpers") or {}, document.get("credsStore") or ""
     if not isinstance(auths, dict) or not isinstance(helpers, dict):
         raise _malformed(where, "`auths` and `credHelpers` must be objects")
+    if not all(isinstance(name, str) for name in (store, *helpers.values())):
+        raise _malformed(where, "`credsStore` and the values of `credHelpers` must be names")
     found = {}
     for key, entry in auths.items():
         if not isinstance(entry, dict):
             raise _malformed(where, f"the entry for {key!r} is not an object")
         if (credential := _credential(entry, key, where)) is not None:
             found[_normalise(key)] = credential
-    names = {_normalise(key) for key in helpers} | ({"*"} if document.get("credsStore") else set())
-    return found, frozenset(names)
+    return CredentialFile(found, {_normalise(key): name for key, name in helpers.items()}, store, may_ask)
 
 
 def _credential(entry: dict[str, Any], key: str, where: str) -> Credential | None:
@@ -151,7 +195,7 @@ def load_credentials(
 
     Args:
         environment: variables, normally `os.environ`.
-        home: home directory, or None to leave out source 6.
+        home: home directory of the person who asks; None leaves out source 6 and all credential helpers.
         file: source 2.
         explicit: source 1, host -> credential.
 
@@ -168,12 +212,12 @@ def load_credentials(
         usual.append(Path(folder) / "containers" / "auth.json")
     if home:
         usual.append(home / ".docker" / "config.json")
-    tables: list[Mapping[str, Credential]] = []
-    helpers: frozenset[str] = frozenset()
+    files: list[CredentialFile] = []
     for path_ in named + usual:
         try:
             with path_.open("rb") as stream:
                 raw = stream.read(MAX_FILE_BYTES + 1)
+                status = os.fstat(stream.fileno())
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             if path_ in named:
                 raise storage_failed(path_, error) from error
@@ -182,10 +226,10 @@ def load_credentials(
             raise storage_failed(path_, error) from error
         if len(raw) > MAX_FILE_BYTES:
             raise _malformed(str(path_), f"it is larger than {MAX_FILE_BYTES} bytes")
-        table, more = parse_docker_config(raw, str(path_))
-        tables.append(table)
-        helpers |= more
-    return Credentials(explicit or {}, tuple(tables), helpers)
+        own = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        files.append(parse_docker_config(raw, str(path_), may_ask=own and home is not None))
+    ask = functools.cache(functools.partial(ask_helper, environment=environment))
+    return Credentials(explicit or {}, tuple(files), ask if home else None)
 
 
 def _malformed(where: str, problem: str) -> PipelineError:

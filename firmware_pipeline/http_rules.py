@@ -181,6 +181,12 @@ def check_upload(location: str, registry_url: str, options: ClientOptions) -> st
     Raises:
         PipelineError: ForeignUpload, RegistryProtocol.
     """
+    if not location:
+        raise PipelineError(
+            Reason.RegistryProtocol,
+            f"The registry {origin(registry_url)[1]} accepts an upload but does not say where (no Location).",
+            "Check that the host is an OCI registry and what stands before it.",
+        )
     target = urljoin(registry_url, location)
     scheme, host, _ = origin(target)
     if origin(target) == origin(registry_url) or (scheme == "https" and host in options.trusted_hosts):

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """One repository of an OCI registry: the hardened oras adapter, and the only module that imports oras.
 
-oras-py's `Registry` gives the session, the URLs and the request funnel; everything in it that trusts the other side is
-replaced here or refused. Where requests and credentials may go is decided by `http_rules`, logins by `token_auth`.
+oras-py names things: its `Container` makes the URLs of the distribution API. Its `Registry`, which trusts whatever the
+other side sends, is not used at all: requests, checks, retries and logins are here. Where requests and credentials may
+go is decided by `http_rules`, logins by `token_auth`.
 
 Sources: OCI distribution specification 1.1.
 """
 
 import contextlib
+import functools
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from http.cookiejar import DefaultCookiePolicy
 from io import BytesIO
 from pathlib import Path
 from secrets import SystemRandom
-from typing import Any, Final, NoReturn, TypeVar
-from urllib.parse import urlencode, urlsplit
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import oras.container
-import oras.provider
 import requests
 import requests.adapters
 import urllib3.exceptions
@@ -62,6 +63,11 @@ KEPT_BYTES: Final = 65536
 KEPT_MANIFESTS: Final = 64
 _BUSY: Final = (429, 500, 502, 503, 504)
 _NO_REFERRERS_API: Final = (400, 404, 405, 501)
+_NEXT_STEPS: Final = {
+    405: "This registry takes no such request; a mirror or a cache is read-only: push to its origin.",
+    409: "The tag may be protected from changes there: push under another tag.",
+    412: "The tag may be protected from changes there: push under another tag.",
+}
 T = TypeVar("T")
 
 
@@ -73,7 +79,7 @@ class Transient(PipelineError):
         self.retry_after = retry_after
 
 
-class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
+class RegistryStore:
     """An `ArtifactStore` in a registry. Synchronous; safe to use from several threads.
 
     Args:
@@ -91,21 +97,22 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
         push: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        verify = str(options.ca_file) if options.ca_file else True
-        super().__init__(hostname=reference.host, insecure=options.plain_http, tls_verify=verify)
+        self._verify = str(options.ca_file) if options.ca_file else True
+        self.session = requests.Session()
         pool = requests.adapters.HTTPAdapter(pool_maxsize=16)
         self.session.mount("https://", pool)
         self.session.mount("http://", pool)
+        self.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # a cookie knows no port: none is kept
         self.session.headers.update({"User-Agent": "flashjob", "Accept-Encoding": "identity"})
         self._options, self._limits, self._sleep = options, options.limits, sleep
         self._container = oras.container.Container(f"{reference.host}/{reference.path}", registry=reference.host)
         namespace, _, self._container.repository = reference.path.rpartition("/")
         self._container.registry, self._container.namespace = reference.host, namespace or None
         self._name = reference.repository
-        self._base = f"{self.prefix}://{reference.host}"
+        self._scheme = "http" if options.plain_http else "https"
+        self._base = f"{self._scheme}://{reference.host}"
         self._actions = "pull,push" if push else "pull"
         self._authorizer = Authorizer(self._base, reference.path, options, self._fetch_token)
-        self._tag_lock = threading.Lock()
         self._kept: dict[str, RawManifest] = {}
         self._stored: set[str] = set()
 
@@ -209,6 +216,8 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
             body = Body(blob, progress) if blob.size else b""
             headers = {"Content-Type": "application/octet-stream"}
             with self._once("PUT", target, headers=headers, body=body) as response:
+                if response.status_code == 404:
+                    raise self._broken("it forgot the upload while it ran")
                 self._expect(response, f"upload of {blob.digest}")
                 self._expect_digest(response, blob.digest)
 
@@ -227,46 +236,51 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
 
         listed = self._patiently(put)
         if not listed and (entry := referrers.describe(raw, media_type)) is not None:
-            with self._tag_lock:
-                referrers.add_to_fallback_tag(self, *entry)
+            referrers.add_to_fallback_tag(self, *entry)
         return digest
 
     # ---- referrers -------------------------------------------------------------------------------------
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """See ArtifactStore: the registry's referrers API, or where it knows nothing the fallback tag."""
-        url = self._url(f"{self.hostname}/v2/{self._container.api_prefix}/referrers/{check_digest(digest)}")
-
-        def fetch() -> bytes | None:
-            with self._once("GET", url, headers={"Accept": MANIFEST_TYPES[0]}) as response:
-                if response.status_code in _NO_REFERRERS_API:
-                    self._discard(response)
-                    return None
-                self._expect(response, f"referrers of {digest}")
-                return self._read_all(response, MAX_MANIFEST_BYTES)
-
-        raw = self._patiently(fetch)
-        found = referrers.parse_list(raw, digest) if raw is not None else []
+        url = self._url(f"{self._container.registry}/v2/{self._container.api_prefix}/referrers/{check_digest(digest)}")
+        found: list[Descriptor] = []
+        for _ in range(referrers.MAX_PAGES):
+            page = self._patiently(functools.partial(self._referrers_page, url, digest))
+            if page is None:
+                break
+            found = referrers.at_most([*found, *referrers.parse_list(page[0], digest)], digest)
+            if (following := referrers.next_page(page[1])) is None:
+                break
+            url = self._next_url(url, following)
+        else:
+            raise referrers.too_many(f"More than {referrers.MAX_PAGES} pages of manifests", digest)
         return found or referrers.read_fallback_tag(self, digest)
+
+    def _referrers_page(self, url: str, digest: str) -> tuple[bytes, str] | None:
+        """(list, Link header), or None where there is no such API."""
+        with self._once("GET", url, headers={"Accept": MANIFEST_TYPES[0]}) as response:
+            if response.status_code in _NO_REFERRERS_API:
+                self._discard(response)
+                return None
+            self._expect(response, f"referrers of {digest}")
+            return self._read_all(response, MAX_MANIFEST_BYTES), response.headers.get("Link", "")
+
+    def _next_url(self, url: str, following: str) -> str:
+        """Where the next page is: on this registry, or nowhere."""
+        target = urljoin(url, following)
+        if origin(target) != origin(self._base):
+            raise PipelineError(
+                Reason.RedirectRefused,
+                f"{self._name} says that its list of referrers goes on at {target[:200]}, which is another host.",
+                "Check the registry's external URL; credentials are never sent elsewhere.",
+            )
+        return target
 
     # ---- one request -----------------------------------------------------------------------------------
 
-    def do_request(
-        self,
-        url: str,
-        method: str = "GET",
-        data: Any = None,
-        headers: dict[str, str] | None = None,
-        json: Any = None,
-        stream: bool = False,
-    ) -> requests.Response:
-        """oras' request funnel, under the rules of this adapter; the body is always streamed."""
-        if json is not None:
-            raise TypeError("send bytes: a re-encoded document has another digest")
-        return self._once(method, url, headers=headers, body=data)
-
     def _url(self, address: str) -> str:
-        return f"{self.prefix}://{address}"
+        return f"{self._scheme}://{address}"
 
     def _patiently(self, operation: Callable[[], T]) -> T:
         """Run, and run again after a Transient failure, within the limits."""
@@ -325,7 +339,7 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
     ) -> requests.Response:
         host = origin(url)[1]
         try:
-            return self.session.request(  # type: ignore[no-any-return]
+            return self.session.request(
                 method,
                 url,
                 params=params,
@@ -334,7 +348,7 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
                 auth=Authorization(authorization),
                 stream=True,
                 allow_redirects=False,
-                verify=self._tls_verify,
+                verify=self._verify,
                 timeout=(self._limits.connect_seconds, self._limits.read_seconds),
             )
         except requests.exceptions.SSLError as error:
@@ -430,7 +444,11 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
             return Transient(Reason.RegistryBusy, said + asks, "Try again later.", pause)
         if status in _BUSY:
             return Transient(Reason.RegistryUnreachable, said, "Try again; the registry's log says what is wrong.")
-        return PipelineError(Reason.RegistryProtocol, said, "Check that the host is an OCI registry.")
+        if status == 413:
+            step = "Raise the limit for request bodies in the registry or in the proxy before it."
+            return PipelineError(Reason.TooLarge, said, step)
+        step = _NEXT_STEPS.get(status, "Check that the host is an OCI registry.")
+        return PipelineError(Reason.RegistryProtocol, said, step)
 
     def _detail(self, response: requests.Response) -> str:
         """The registry's own words, cut and cleaned for a terminal."""
@@ -454,15 +472,6 @@ class RegistryStore(oras.provider.Registry):  # type: ignore[misc]
             f"{self._name}: no connection, or it broke: {cause}.",
             "Check the host name, the network and that the registry runs, then try again.",
         )
-
-    # ---- what stock oras does without checking ---------------------------------------------------------
-
-    def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        raise TypeError("this part of oras checks nothing; use the ArtifactStore methods")
-
-    push = pull = login = logout = delete_tag = delete_tags = upload_blob = get_blob = download_blob = _refuse
-    put_upload = chunked_upload = upload_manifest = blob_exists = _refuse
-    _put_upload = _chunked_upload = _upload_manifest = _upload_blob = _download_blob = _get_location = _refuse
 
 
 def _too_large(what: str, size: int, limit: int) -> PipelineError:

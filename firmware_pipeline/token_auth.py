@@ -6,6 +6,7 @@ many threads ask.
 """
 
 import base64
+import functools
 import json
 import threading
 import time
@@ -41,14 +42,16 @@ class Authorizer:
         self._registry_url, self._repository, self._options, self._fetch = registry_url, repository, options, fetch
         host = registry_url.split("://", 1)[1]
         self._host = host
-        self._credential = options.credentials.find(host, repository)
         self._lock = threading.Lock()
         self._headers: dict[str, tuple[str, float]] = {}
 
+    @functools.cached_property
+    def _credential(self) -> Credential | None:
+        """Looked up when it is first needed: a public registry never makes a credential helper run."""
+        return self._options.credentials.find(self._host, self._repository)
+
     def header(self, actions: str) -> str | None:
         """The header to send for these actions, or None as long as the registry has not asked for one."""
-        if self._credential and self._credential.registry_token:
-            return f"Bearer {self._credential.registry_token}"
         known = self._headers.get(actions)
         return known[0] if known and known[1] > time.monotonic() else None
 
@@ -74,7 +77,7 @@ class Authorizer:
             if challenge.scheme == "basic":
                 header, seconds = self._basic(rejected), float("inf")
             else:
-                header, seconds = self._bearer(challenge, actions)
+                header, seconds = self._bearer(challenge, actions, rejected)
             self._headers[actions] = header, time.monotonic() + seconds
             return header
 
@@ -97,10 +100,13 @@ class Authorizer:
             raise self.refused("it refused the user name or password")
         return header
 
-    def _bearer(self, challenge: Challenge, actions: str) -> tuple[str, float]:
+    def _bearer(self, challenge: Challenge, actions: str, rejected: str | None) -> tuple[str, float]:
         credential = self._credential or Credential()
         if credential.registry_token:
-            raise self.refused("it refused the registry token")
+            header = f"Bearer {credential.registry_token}"
+            if header == rejected:
+                raise self.refused("it refused the registry token")
+            return header, float("inf")
         realm = check_realm(challenge.realm, self._registry_url, self._options)
         query = {"scope": token_scope(self._repository, actions, challenge.scope)}
         if challenge.service:

@@ -72,6 +72,7 @@ class HostileRegistry:
         self.tokens: dict[str, str] = {}
         self.released = threading.Event()
         self.on_tag: Callable[[str], None] | None = None
+        self.script: Callable[[Any], bool] | None = None  # answers a request itself and returns True, or leaves it to us
         self._serial = 0
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"registry": self})
@@ -138,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
         )
         body = self._read_body()
+        if registry.script is not None and registry.script(self):
+            return None
         if knobs.busy > 0:
             knobs.busy -= 1
             extra = {"Retry-After": knobs.retry_after} if knobs.retry_after else {}

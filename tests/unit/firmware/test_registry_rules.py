@@ -120,10 +120,10 @@ def test_sources_are_used_in_the_documented_order(tmp_path: Path) -> None:
 
 
 def test_the_longest_prefix_wins_and_other_hosts_get_nothing() -> None:
-    table, _ = parse_docker_config(
+    file = parse_docker_config(
         config(host=entry("host"), host__team=entry("team"), host__team__porch=entry("porch")), "test"
     )
-    credentials = Credentials(files=(table,))
+    credentials = Credentials(files=(file,))
     users = {
         name: getattr(credentials.find("host", name), "username", None)
         for name in ("team/porch", "team/porch2", "team/a/b", "other")
@@ -147,13 +147,14 @@ def test_old_and_new_spellings_and_kinds() -> None:
             "HttpHeaders": {"X": "y"},
         }
     ).encode()
-    table, helpers = parse_docker_config(raw, "test")
+    file = parse_docker_config(raw, "test")
+    table = file.auths
     assert table["old.example"] == Credential("old", "p:w")
     assert table["plain.example"] == Credential("u", "p")
     assert table["token.example"].identity_token == "idt"
     assert table["bearer.example"].registry_token == "rt"
     assert "empty.example" not in table
-    assert "credential helper" in Credentials(helpers=helpers).hint("helped.example")
+    assert "credential helper" in Credentials(files=(file,)).hint("helped.example")
     assert "pw" not in repr(Credential("u", "pw", "pw", "pw"))
 
 
