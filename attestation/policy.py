@@ -209,14 +209,37 @@ class Signer(_Strict):
     ]
 
 
+class SignatureAnnotation(_Strict):
+    """What a signature must state."""
+
+    key: Annotated[str, Field(min_length=1, max_length=253, description="Name of the annotation.")]
+    value: Annotated[str, Field(max_length=512, description="Its exact value.")]
+
+
 class RequiredSigners(_Strict):
-    """Who must have signed an artifact before it may go to these devices."""
+    """Who must have signed an artifact before it may go to these devices, and what they must have said with it."""
 
     keys: Annotated[tuple[Signer, ...], Field(min_length=1, max_length=16, description="The keys that count.")]
     threshold: Annotated[int, Field(ge=1, le=16, description="How many different keys must have signed.")] = 1
+    required_annotations: Annotated[
+        tuple[SignatureAnnotation, ...],
+        Field(max_length=16, description="Annotations that each signature must carry to count."),
+    ] = ()
+    require_sbom: Annotated[
+        bool, Field(description="An SBOM of the artifact, or of each of its chips, must be signed by one of the keys.")
+    ] = False
+    require_provenance: Annotated[
+        bool, Field(description="SLSA provenance must be signed by one of the keys.")
+    ] = False
+    builders: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=512)], ...],
+        Field(max_length=16, description="Builder ids that provenance may name; not empty: provenance is required."),
+    ] = ()
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
+        if len({annotation.key for annotation in self.required_annotations}) != len(self.required_annotations):
+            raise ValueError("one annotation is required twice")
         if len({signer.name for signer in self.keys}) != len(self.keys):
             raise ValueError("two signers have the same name")
         if len({"".join(signer.public_key.split()) for signer in self.keys}) != len(self.keys):

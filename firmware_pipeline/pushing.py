@@ -29,7 +29,7 @@ from firmware_pipeline.plan import BuildPlan
 from firmware_pipeline.reference import Reference, check_tag, parse_reference
 from firmware_pipeline.signing.keys import Signer, TrustedKey
 from firmware_pipeline.signing.release import ReleaseKey, mint_release
-from firmware_pipeline.signing.sign import sign
+from firmware_pipeline.signing.sign import sign_all
 from firmware_pipeline.store import ArtifactStore, Blob, Progress
 
 PushProgress: TypeAlias = Callable[[str, int, int], None]
@@ -309,8 +309,7 @@ def _publish(
     digest = store.put_manifest(raw, INDEX_TYPE)
     top = Descriptor(media_type=INDEX_TYPE, digest=digest, size=len(raw))
     if signer is not None:
-        for subject in [*entries, top]:
-            sign(store, subject, signer, identity)
+        sign_all(store, [*entries, top], signer, identity)
     if attach is not None:
         attach(store, top, entries)
     moved = moved_tags(store, tags, digest)

@@ -37,7 +37,7 @@ from flashjob.flasher.transports.base import Transport
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.gateway.local import BenchJudge
-from flashjob.pinning import pin
+from flashjob.pinning import pin, verification_policy
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult, Outcome, Stage
 from flashjob.wire.pod import Assignment, Before, Safety, Timeouts, TransportKind
@@ -189,9 +189,8 @@ def _open_verified(
 ) -> tuple[ArtifactStore, Target]:
     """Rule 2."""
     required = policy.required_signers
-    demanded = [load_trusted_key(s.public_key.encode(), s.name) for s in required.keys] if required else []
     own = [load_trusted_key(pem.encode(), name) for name, pem in trust.signers().items()]
-    if not demanded and not own:
+    if required is None and not own:
         raise FlashJobError(
             Reason.SIGNERS_NOT_CONFIGURED,
             f"neither policy {policy_name} nor {trust.root}/signers names a signer",
@@ -201,8 +200,8 @@ def _open_verified(
     options = api.ClientOptions(credentials=load_credentials(os.environ), plain_http=wish.plain_http)
     store = api.open_store(where, options)
     digest = api.resolve(store, where)
-    if demanded:
-        api.verify(store, digest, demanded, required.threshold if required else 1)
+    if required is not None:
+        api.verify_policy(store, digest, verification_policy(required))
     if own:
         api.verify(store, digest, own)
     return store, pin(store.name, digest, api.open_chip(store, digest, chip), plain_http=wish.plain_http)

@@ -1,9 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One chip's firmware, pinned: from what was read of a verified artifact to the Target that everything else relies on."""
+"""Who must vouch for an artifact, and one chip's firmware of it, pinned as the Target that everything else relies on."""
 
+from attestation.policy import RequiredSigners
 from firmware_pipeline.artifact import ChipArtifact
+from firmware_pipeline.signing.keys import load_trusted_key
+from firmware_pipeline.signing.policy import VerificationPolicy
 from firmware_pipeline.signing.release import read_sequence
 from flashjob.wire.target import Measurement, Target
+
+
+def verification_policy(required: RequiredSigners) -> VerificationPolicy:
+    """What an AttestationPolicy demands of artifacts.
+
+    Raises:
+        PipelineError: KeyMalformed.
+    """
+    return VerificationPolicy(
+        keys=tuple(load_trusted_key(signer.public_key.encode(), signer.name) for signer in required.keys),
+        threshold=required.threshold,
+        annotations={annotation.key: annotation.value for annotation in required.required_annotations},
+        sbom=required.require_sbom,
+        provenance=required.require_provenance,
+        builders=frozenset(required.builders),
+    )
 
 
 def pin(repository: str, index_digest: str, chip: ChipArtifact, *, plain_http: bool = False) -> Target:

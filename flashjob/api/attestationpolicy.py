@@ -23,6 +23,12 @@ _RULES = rules(
         " || self.requiredSigners.keys.all(k, self.requiredSigners.keys.exists_one(o, o.name == k.name))",
         "spec.requiredSigners.keys: two signers have the same name",
     ),
+    (
+        "!has(self.requiredSigners) || !has(self.requiredSigners.requiredAnnotations)"
+        " || self.requiredSigners.requiredAnnotations.all(a,"
+        " self.requiredSigners.requiredAnnotations.exists_one(o, o.key == a.key))",
+        "spec.requiredSigners.requiredAnnotations: one annotation is required twice",
+    ),
     *(
         (
             f"!has(self.{part}) || !has(self.{part}.measurements) || self.{part}.measurements.all(m, {_LENGTHS})",

@@ -3,8 +3,9 @@
 
 1. The reference is resolved once; the digest is kept in status.firmware and nothing is ever fetched by tag again.
 2. The job's own keys, if it names any, must have signed the digest: else the job ends (Unsigned, SignatureMissing).
-3. Each policy that judges a selected device must name signers, and they must have signed the digest. A job's keys only
-   add to that: whoever starts a job does not choose its judge.
+3. Each policy that judges a selected device must name signers, and they must have signed the digest, and whatever else
+   the policy wants signed beside it: annotations, SBOM, provenance. A job's keys only add to that: whoever starts a job
+   does not choose its judge.
 4. For each chip of a selected device the pinned manifest, config and release statement are fetched once, by digest.
 5. Trouble that may pass (registry down) makes the job wait, with backoff; everything else is a refusal of job, policy
    or chip. Nothing of this is repeated once the job's selection is closed: tasks carry their targets.
@@ -18,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from attestation.policy import AttestationPolicySpec, RequiredSigners
-from flashjob.api.flashjob import PinnedFirmware, SecretKeyRef
+from firmware_pipeline.signing.policy import VerificationPolicy
+from flashjob.api.flashjob import PinnedFirmware, SecretKeyRef, Verify
 from flashjob.cluster.kubeapi import ApiError, KubeApi
 from flashjob.cluster.resources import SECRETS
 from flashjob.planning.clock import stamp
@@ -27,7 +29,7 @@ from flashjob.planning.state import Admission, Device, Job, Policy, Refusal
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
 
-from .artifacts import Artifact, Artifacts, Refused, SignerKey
+from .artifacts import Artifact, Artifacts, Refused, device_policy, job_policy
 
 FIRST_RETRY_SECONDS: Final = 2.0
 MOST_SIGNERS: Final = 32
@@ -118,16 +120,14 @@ class Admitter:
             digest = await asyncio.to_thread(artifact.resolve)
             signers: tuple[str, ...] = ()
             if verify is not None:
-                keys = [SignerKey(k.name, await self._secret_text(job, k.secret_key_ref)) for k in verify.keys]
-                signers = await asyncio.to_thread(artifact.verify, digest, keys, verify.threshold)
+                signers = await asyncio.to_thread(artifact.verify, digest, await self._own_policy(job, verify))
             version, known.chips = await asyncio.to_thread(artifact.describe, digest)
             known.firmware = PinnedFirmware(
                 repository=artifact.repository, digest=digest, version=version, signers=signers, pinned_at=stamp(now)
             )
         elif known.chips is None:
             if verify is not None:
-                keys = [SignerKey(k.name, await self._secret_text(job, k.secret_key_ref)) for k in verify.keys]
-                await asyncio.to_thread(artifact.verify, known.firmware.digest, keys, verify.threshold)
+                await asyncio.to_thread(artifact.verify, known.firmware.digest, await self._own_policy(job, verify))
             _, known.chips = await asyncio.to_thread(artifact.describe, known.firmware.digest)
 
     async def _judge(
@@ -160,9 +160,8 @@ class Admitter:
         required = spec.required_signers
         if required is None:
             return Policy(refuse(Reason.SIGNERS_NOT_CONFIGURED, f"AttestationPolicy {name} names no requiredSigners"))
-        keys = [SignerKey(signer.name, signer.public_key) for signer in required.keys]
         try:
-            signed = await asyncio.to_thread(artifact.verify, known.firmware.digest, keys, required.threshold)
+            signed = await asyncio.to_thread(artifact.verify, known.firmware.digest, device_policy(required))
         except Refused as error:
             if error.passing:
                 raise
@@ -171,6 +170,10 @@ class Admitter:
         signers = sorted({*known.firmware.signers, *signed})[:MOST_SIGNERS]
         known.firmware = known.firmware.model_copy(update={"signers": tuple(signers)})
         return Policy()
+
+    async def _own_policy(self, job: Job, verify: Verify) -> VerificationPolicy:
+        keys = {key.name: await self._secret_text(job, key.secret_key_ref) for key in verify.keys}
+        return job_policy(keys, verify.threshold)
 
     async def _docker_config(self, job: Job) -> bytes | None:
         secrets = job.spec.firmware.pull_secrets

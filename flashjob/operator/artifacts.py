@@ -4,11 +4,12 @@
 Synchronous, so it runs in threads; every failure is a Refusal in the product's own reasons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from attestation.policy import RequiredSigners
 from firmware_pipeline import api
 from firmware_pipeline.credentials import Credentials, parse_docker_config
 from firmware_pipeline.errors import PipelineError
@@ -16,13 +17,14 @@ from firmware_pipeline.errors import Reason as Pipeline
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.reference import parse_reference
 from firmware_pipeline.signing.keys import load_trusted_key
-from firmware_pipeline.signing.release import read_sequence
+from firmware_pipeline.signing.policy import VerificationPolicy
 from firmware_pipeline.store import ArtifactStore
+from flashjob.pinning import pin, verification_policy
 from flashjob.pipeline_reasons import artifact_error
 from flashjob.planning.messages import with_next
 from flashjob.planning.state import Refusal
 from flashjob.wire.reasons import Reason
-from flashjob.wire.target import Measurement, Target
+from flashjob.wire.target import Target
 
 VERSION_ANNOTATION: Final = "org.opencontainers.image.version"
 
@@ -48,12 +50,20 @@ def refused(error: PipelineError) -> Refused:
     return Refused(Refusal(reason, f"{found.message} Next: {found.next_step}"[:1024]))
 
 
-@dataclass(frozen=True, slots=True)
-class SignerKey:
-    """A public key by the name that messages use."""
+def job_policy(keys: Mapping[str, str], threshold: int) -> VerificationPolicy:
+    """What a job demands: name -> PEM. Raises Refused for a key that cannot be read."""
+    try:
+        return VerificationPolicy([load_trusted_key(pem.encode(), name) for name, pem in keys.items()], threshold)
+    except PipelineError as error:
+        raise refused(error) from error
 
-    name: str
-    pem: str
+
+def device_policy(required: RequiredSigners) -> VerificationPolicy:
+    """What an AttestationPolicy demands. Raises Refused for a key that cannot be read."""
+    try:
+        return verification_policy(required)
+    except PipelineError as error:
+        raise refused(error) from error
 
 
 class Artifact(Protocol):
@@ -72,8 +82,8 @@ class Artifact(Protocol):
         """(version for people, chips that it has an image for)."""
         ...
 
-    def verify(self, digest: str, keys: Sequence[SignerKey], threshold: int) -> tuple[str, ...]:
-        """Names of those keys that signed the digest; Refused where fewer than `threshold` did."""
+    def verify(self, digest: str, policy: VerificationPolicy) -> tuple[str, ...]:
+        """Names of those keys that signed the digest; Refused where not everything that the policy wants is proven."""
         ...
 
     def target(self, digest: str, chip: str) -> Target:
@@ -116,11 +126,10 @@ class PipelineArtifact:
         chips = sorted({m.platform.variant for m in index.manifests if m.platform and m.platform.variant})
         return index.annotations.get(VERSION_ANNOTATION, "")[:128], tuple(chips)
 
-    def verify(self, digest: str, keys: Sequence[SignerKey], threshold: int) -> tuple[str, ...]:
+    def verify(self, digest: str, policy: VerificationPolicy) -> tuple[str, ...]:
         """See Artifact."""
         try:
-            trusted = [load_trusted_key(key.pem.encode(), key.name) for key in keys]
-            return api.verify(self._store, digest, trusted, threshold).signers
+            return api.verify_policy(self._store, digest, policy).signers
         except PipelineError as error:
             raise refused(error) from error
 
@@ -128,28 +137,9 @@ class PipelineArtifact:
         """See Artifact."""
         try:
             found = api.open_chip(self._store, digest, chip)
-            statement = found.release_statement
-            sequence = read_sequence(statement, found.config) if statement is not None else 0
+            return pin(self.repository, digest, found, plain_http=self._plain_http)
         except PipelineError as error:
             raise refused(error) from error
-        config = found.config
-        return Target(
-            repository=self.repository,
-            index_digest=digest,
-            manifest_digest=found.manifest_digest,
-            config_digest=found.config_digest,
-            release_digest=found.release_digest,
-            chip=chip,
-            chip_id=config.chip.chip_id,
-            application=config.app.project_name,
-            version=config.app.version,
-            secure_version=config.app.secure_version,
-            sequence=sequence,
-            image_size=config.app_image.size,
-            image_digest=config.app_image.digest,
-            measurements=tuple(Measurement(scheme=m.scheme, alg=m.alg, value=m.value) for m in config.measurements),
-            plain_http=self._plain_http,
-        )
 
 
 @dataclass(frozen=True, slots=True)
