@@ -5,15 +5,10 @@ import ssl
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from firmware_pipeline.credentials import Credential, Credentials
 from firmware_pipeline.errors import Reason
@@ -21,9 +16,9 @@ from firmware_pipeline.http_rules import ClientOptions, Limits
 from firmware_pipeline.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, Index, Manifest, to_json
 from firmware_pipeline.reference import parse_reference
 from firmware_pipeline.registry import RegistryStore
-from firmware_pipeline.signing.keys import private_pem
 from firmware_pipeline.store import Blob, BlobReceiver
 from tests.unit.firmware.builds import refused
+from tests.unit.firmware.certificates import authority
 from tests.unit.firmware.hostile_registry import HostileRegistry, digest_of
 
 DATA = bytes(range(256)) * 1200
@@ -273,23 +268,7 @@ def test_https_is_the_default_and_never_falls_back_to_http() -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
-    """A server context for 127.0.0.1 and the file of the authority that vouches for it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test registry")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (tmp_path / "ca.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (tmp_path / "server.key").write_bytes(private_pem(key))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "ca.pem", tmp_path / "server.key")
-    return context, tmp_path / "ca.pem"
+    return authority(tmp_path)
 
 
 def test_tls_needs_an_authority_that_we_trust(certificate: tuple[ssl.SSLContext, Path]) -> None:
