@@ -57,6 +57,11 @@ class DeviceAnchor:
         """DICE id of the key, 20 bytes: what evidence names its anchor by."""
         return keys.dice_id(self.key)
 
+    @property
+    def anchor_ids(self) -> tuple[bytes, ...]:
+        """Every DICE id that evidence may name it by: of the key as it is, and of the compressed point (old builds)."""
+        return tuple(dict.fromkeys((self.anchor_id, keys.dice_id(self.key, compressed=True))))
+
 
 @dataclass(frozen=True, slots=True)
 class Floors:
@@ -87,7 +92,7 @@ class AnchorStore(Protocol):
         ...
 
     def by_anchor_id(self, anchor_id: bytes) -> DeviceAnchor | None:
-        """The device whose key has this DICE id, or None. Raises as ``by_ueid``."""
+        """The device whose key has this DICE id, in either form, or None. Raises as ``by_ueid``."""
         ...
 
 

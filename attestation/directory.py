@@ -3,94 +3,54 @@
 
 | path | holds |
 |---|---|
-| ``devices/<id>.json`` | one device: ``spec`` as in the Device kind, ``status`` with floors and last measurement |
+| ``devices/<id>.json`` | one device: ``spec`` as in the Device kind, ``status`` with floors, last measurement, standing |
+| ``anchors/<anchor id>`` | the id of the device whose key has this DICE id; one file per form of the id |
+| ``pending/<id>.json`` | a device seen for the first time, which waits for a named person's approval |
 | ``policies/<name>.yaml`` | an AttestationPolicy, or its spec alone |
 | ``signers/<name>.pub`` | PEM public keys that may sign artifacts |
 | ``release/<name>.pub`` | PEM public keys that may sign release statements |
 | ``grant.key`` | PEM private key that signs grants |
+| ``evidence.key`` | PEM private key that signs evidence records; ``evidence.pub`` is its public half |
 
-Rules: the directory and ``grant.key`` belong to the user alone (0700, 0600); a file that cannot be read or understood
+Rules: the directory and its private keys belong to the user alone (0700, 0600); a file that cannot be read or understood
 rejects, it is never skipped; ``spec`` fields that this package does not judge by are kept as they are; files are
-replaced atomically; floors only rise.
+replaced atomically, one writer at a time; floors only rise; looking up a device reads two files at most, however many
+there are; the device's own file decides, what stands under ``anchors`` only says where to look.
 """
 
-import base64
 import contextlib
 import fcntl
 import json
-import os
 import re
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from attestation import keys
-from attestation.anchors import DeviceAnchor, DeviceState, Floors
+from attestation import clones, files, keys, standing
+from attestation.anchors import DeviceAnchor, Floors
+from attestation.device_file import (
+    NAME,
+    DeviceFile,
+    base64url,
+    first_error,
+    history_json,
+    sightings_json,
+)
 from attestation.errors import Code, Reject
 from attestation.keys import PrivateKey, PublicKey
-from attestation.policy import AttestationPolicySpec, Measurement, MeasurementRef, RootOfTrust
+from attestation.policy import AttestationPolicySpec, Measurement, MeasurementRef
+from attestation.verdict import Verdict
 
-FILE_LIMIT: Final = 64 * 1024
-_NAME: Final = "[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+__all__ = ["TrustDirectory", "base64url", "parse_policy", "read_policy"]
+
+_FOLDERS: Final = ("devices", "anchors", "pending", "policies", "signers", "release")
 
 _T = TypeVar("_T")
-
-
-class _File(BaseModel):
-    """Our own part of a file is strict; what belongs to other parts of the product is carried along."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True)
-
-
-def _unpadded(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("base64url text is expected")
-    raw = base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
-    if base64url(raw) != value:
-        raise ValueError("not base64url without padding")
-    return raw
-
-
-class _TrustAnchor(_File):
-    cose_key: Annotated[bytes, BeforeValidator(_unpadded)]
-
-
-class _PolicyRef(_File):
-    name: Annotated[str, Field(pattern=f"^{_NAME}$")]
-
-
-class _DeviceSpec(_File):
-    id: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){4,33}$")]
-    trust_anchor: _TrustAnchor | None = None
-    root_of_trust: RootOfTrust = RootOfTrust.SELF_REPORTED
-    policy_ref: _PolicyRef
-    suspended: bool = False
-
-
-class _Floors(_File):
-    security_version: Annotated[int, Field(ge=0)] = 0
-    sequence: Annotated[int, Field(ge=0)] = 0
-    boot_count: Annotated[int, Field(ge=0)] = 0
-
-
-class _Firmware(_File):
-    measurements: Annotated[tuple[MeasurementRef, ...], Field(max_length=8)] = ()
-
-
-class _DeviceStatus(_File):
-    floors: _Floors = _Floors()
-    firmware: _Firmware | None = None
-
-
-class _DeviceFile(_File):
-    spec: _DeviceSpec
-    status: _DeviceStatus = _DeviceStatus()
 
 
 class _PolicyObject(BaseModel):
@@ -129,7 +89,7 @@ class TrustDirectory:
         """
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in ("devices", "policies", "signers", "release"):
+            for folder in _FOLDERS:
                 (root / folder).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise Reject(Code.STORE_UNAVAILABLE, f"trust directory {root}: {error.strerror}") from error
@@ -137,61 +97,134 @@ class TrustDirectory:
 
     def by_ueid(self, ueid: bytes) -> DeviceAnchor | None:
         """See ``AnchorStore``. A device without a trust anchor cannot attest and is not found."""
-        path = self._device_path(ueid)
-        return self._anchor(path) if path.exists() else None
+        found = self._found(ueid)
+        return found[0].anchor if found else None
 
     def by_anchor_id(self, anchor_id: bytes) -> DeviceAnchor | None:
-        """See ``AnchorStore``. Reads every device: a bench has few."""
-        for path in sorted((self.root / "devices").glob("*.json")):
-            anchor = self._anchor(path)
-            if anchor is not None and anchor.anchor_id == anchor_id:
-                return anchor
-        return None
+        """See ``AnchorStore``. Finds both forms of a P-256 or P-384 key's id."""
+        if not (self.root / "anchors").is_dir():
+            self.index_again()
+        path = self._anchor_path(anchor_id)
+        if not path.exists():
+            return None
+        content = files.read(path).decode("ascii", "replace").strip()
+        if not re.fullmatch("([0-9a-f]{2}){4,33}", content):
+            raise Reject(Code.STORE_INVALID, f"anchors/{path.name} does not hold a device id")
+        anchor = self.by_ueid(bytes.fromhex(content))
+        if anchor is not None and anchor_id not in anchor.anchor_ids:
+            raise Reject(Code.STORE_INVALID, f"anchors/{path.name} names device {content}, whose key has another id")
+        return anchor
+
+    def index_again(self) -> int:
+        """Write ``anchors`` anew from the devices' own files, as after files were copied in by hand; their number.
+
+        Raises:
+            Reject: a device's file is not usable; ``anchors`` stays as it was.
+        """
+        anchors = [anchor for ueid in self.ids() if (anchor := self.by_ueid(ueid)) is not None]
+        with self._writing():
+            try:
+                (self.root / "anchors").mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise Reject(Code.STORE_UNAVAILABLE, f"{self.root}/anchors: {error.strerror}") from error
+            for anchor in anchors:
+                self._index(anchor)
+        return len(anchors)
+
+    def ids(self) -> list[bytes]:
+        """Every enrolled device, by id."""
+        names = sorted(path.stem for path in (self.root / "devices").glob("*.json"))
+        wrong = [name for name in names if not re.fullmatch("([0-9a-f]{2}){4,33}", name)]
+        if wrong:
+            raise Reject(Code.STORE_INVALID, f"devices/{wrong[0]}.json is not named by a device id")
+        return [bytes.fromhex(name) for name in names]
 
     def policy(self, name: str) -> AttestationPolicySpec | None:
         """See ``PolicyStore``."""
-        if not re.fullmatch(_NAME, name):
+        if not re.fullmatch(NAME, name):
             raise Reject(Code.POLICY_INVALID, f"{name!r:.80} is no name of a policy")
         path = self.root / "policies" / f"{name}.yaml"
         return read_policy(path) if path.exists() else None
 
     def floors(self, ueid: bytes) -> Floors:
         """See ``FloorStore``."""
-        path = self._device_path(ueid)
-        if not path.exists():
-            return Floors()
-        stored = _device(path)[0].status.floors
-        return Floors(stored.security_version, stored.sequence, stored.boot_count)
+        found = self._found(ueid)
+        return found[0].floors if found else Floors()
 
     def confirmed(self, ueid: bytes) -> Sequence[Measurement]:
         """See ``FloorStore``."""
-        path = self._device_path(ueid)
-        firmware = _device(path)[0].status.firmware if path.exists() else None
+        found = self._found(ueid)
+        firmware = found[0].status.firmware if found else None
         return tuple(ref.measurement for ref in firmware.measurements) if firmware else ()
 
     def confirm(self, ueid: bytes, floors: Floors, measurements: Sequence[Measurement]) -> None:
         """See ``FloorStore``."""
-        path = self._device_path(ueid)
-        content = _device(path)[1]
-        raised = self.floors(ueid).raised(floors)
-        status = dict(content.get("status") or {})
-        status["floors"] = {
-            **(status.get("floors") or {}),
-            "securityVersion": raised.security_version,
-            "sequence": raised.sequence,
-            "bootCount": raised.boot_count,
-        }
-        refs = [MeasurementRef(alg=value.alg, value=value.value.hex()) for value in measurements]
-        status["firmware"] = {
-            **(status.get("firmware") or {}),
-            "measurements": [ref.model_dump(mode="json", by_alias=True) for ref in refs],
-        }
-        _replace(path, _json({**content, "status": status}))
+        with self._writing():
+            file, content = self._enrolled(ueid)
+            raised = file.floors.raised(floors)
+            status = content.get("status") or {}
+            refs = [MeasurementRef(alg=value.alg, value=value.value.hex()) for value in measurements]
+            self._write(
+                ueid,
+                content,
+                floors={
+                    **(status.get("floors") or {}),
+                    "securityVersion": raised.security_version,
+                    "sequence": raised.sequence,
+                    "bootCount": raised.boot_count,
+                },
+                firmware={
+                    **(status.get("firmware") or {}),
+                    "measurements": [ref.model_dump(mode="json", by_alias=True) for ref in refs],
+                },
+            )
+
+    def history(self, ueid: bytes) -> tuple[standing.Change, ...]:
+        """Every change of a device's standing, oldest first. Raises Reject."""
+        return self._enrolled(ueid)[0].history
+
+    def change_standing(self, ueid: bytes, verb: standing.Verb, *, by: str, reason: str, at: int) -> standing.Standing:
+        """Suspend, quarantine, release or revoke a device, by the rules of ``standing``; a release also forgets what boots
+        were seen, since the alarm was about them.
+
+        Raises:
+            Reject: ``standing``, or the store cannot be used.
+        """
+        with self._writing():
+            file, content = self._enrolled(ueid)
+            history = standing.changed(file.history, verb, by=by, reason=reason, at=at)
+            forget: dict[str, Any] = {"sightings": []} if verb is standing.Verb.RELEASE else {}
+            self._write(ueid, content, standing=history_json(history), **forget)
+        return standing.current(history)
+
+    def observe(self, verdict: Verdict, ueid: bytes, *, asked_at: int, by: str) -> clones.Finding:
+        """Remember a boot; an alarm of ``clones`` suspends the device, in the name of the program `by`.
+
+        Raises:
+            Reject: the store cannot be used: nothing was remembered.
+        """
+        with self._writing():
+            file, content = self._enrolled(ueid)
+            floor = file.floors.boot_count
+            finding = clones.observe(file.sightings, verdict, asked_at=asked_at, boot_count_floor=floor)
+            changes: dict[str, Any] = {}
+            if finding.sightings != file.sightings:
+                changes["sightings"] = sightings_json(finding.sightings)
+            if finding.alarm is not None and standing.current(file.history) in (
+                standing.Standing.ACTIVE,
+                standing.Standing.QUARANTINED,
+            ):
+                reason = f"{finding.alarm}: {finding.message}"[:512]
+                history = standing.changed(file.history, standing.Verb.SUSPEND, by=by, reason=reason, at=asked_at)
+                changes["standing"] = history_json(history)
+            if changes:
+                self._write(ueid, content, **changes)
+        return finding
 
     def device(self, ueid: bytes) -> Mapping[str, Any] | None:
         """The whole content of a device's file, for the parts that this package does not judge by; None if absent."""
-        path = self._device_path(ueid)
-        return _device(path)[1] if path.exists() else None
+        found = self._found(ueid)
+        return found[1] if found else None
 
     def enroll(self, spec: Mapping[str, Any]) -> None:
         """Write a new device; an enrolled one keeps its anchor and root of trust for ever.
@@ -203,16 +236,42 @@ class TrustDirectory:
             Reject: the spec is not valid, or contradicts what is enrolled.
         """
         content: dict[str, Any] = {"spec": dict(spec), "status": {}}
-        file = _validated(_DeviceFile, content, "the device's spec")
-        path = self._device_path(bytes.fromhex(file.spec.id))
-        if path.exists():
-            known, content = _device(path)
-            for name in ("trust_anchor", "root_of_trust"):
-                if getattr(known.spec, name) != getattr(file.spec, name):
-                    raise Reject(Code.STORE_INVALID, f"{path.name}: {to_camel(name)} never changes after enrolment")
-            content = {**content, "spec": dict(spec)}
-        _anchor_of(file.spec)
-        _replace(path, _json(content))
+        file = DeviceFile.of(content, "the device's spec")
+        ueid, anchor = bytes.fromhex(file.spec.id), file.anchor
+        with self._writing():
+            found = self._found(ueid)
+            if found is not None:
+                for name in ("trust_anchor", "root_of_trust"):
+                    if getattr(found[0].spec, name) != getattr(file.spec, name):
+                        raise Reject(
+                            Code.STORE_INVALID, f"{ueid.hex()}.json: {to_camel(name)} never changes after enrolment"
+                        )
+                content = {**found[1], "spec": dict(spec)}
+            if anchor is not None and (self.root / "anchors").is_dir():
+                self._index(anchor)  # first: an index entry without a device finds nothing
+            files.replace(self._device_path(ueid), files.to_json(content))
+
+    def pending(self, name: str) -> bytes | None:
+        """What is kept of the device with this id (hex) that waits for approval; None if there is none."""
+        path = self.root / "pending" / f"{_hex_name(name)}.json"
+        return files.read(path) if path.exists() else None
+
+    def pending_ids(self) -> list[str]:
+        """Every device that waits for approval."""
+        return sorted(path.stem for path in (self.root / "pending").glob("*.json"))
+
+    def write_pending(self, name: str, content: bytes | None) -> None:
+        """Keep or, with None, forget a device that waits for approval. Raises Reject."""
+        path = self.root / "pending" / f"{_hex_name(name)}.json"
+        with self._writing():
+            try:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                if content is None:
+                    path.unlink(missing_ok=True)
+                    return
+            except OSError as error:
+                raise Reject(Code.STORE_UNAVAILABLE, f"{path}: {error.strerror}") from error
+            files.replace(path, content)
 
     @contextlib.contextmanager
     def locked(self, ueid: bytes) -> Iterator[None]:
@@ -234,7 +293,7 @@ class TrustDirectory:
 
     def signers(self) -> dict[str, str]:
         """PEM public keys that may sign artifacts, by name. They may be of any kind: their user reads them."""
-        return {path.stem: _read(path).decode("ascii", "replace") for path in self._keys("signers")}
+        return {path.stem: files.read(path).decode("ascii", "replace") for path in self._keys("signers")}
 
     def release_keys(self) -> dict[str, PublicKey]:
         """Keys that may sign release statements, by name.
@@ -250,11 +309,7 @@ class TrustDirectory:
         Raises:
             Reject: it is missing, readable by others, or not a private key.
         """
-        path = self.root / "grant.key"
-        content = _read(path)
-        if path.stat().st_mode & 0o077:
-            raise Reject(Code.STORE_INVALID, f"{path.name} must be yours alone: chmod 600 {path}")
-        return _named(path, lambda _: keys.private_from_pem(content))
+        return self._private_key("grant.key")
 
     def write_grant_key(self, key: PrivateKey) -> None:
         """Store the key that signs grants, 0600. An existing one is never replaced.
@@ -265,7 +320,27 @@ class TrustDirectory:
         path = self.root / "grant.key"
         if path.exists():
             raise Reject(Code.STORE_INVALID, f"{path} exists: devices trust it, it is not replaced")
-        _replace(path, keys.private_to_pem(key))
+        files.replace(path, keys.private_to_pem(key))
+
+    def evidence_key(self, new: Callable[[], PrivateKey]) -> PrivateKey:
+        """The key that signs evidence records; made by `new` where there is none, with its public half beside it.
+
+        Raises:
+            Reject: it cannot be written, is readable by others, or is not a private key.
+        """
+        with self._writing():
+            if not (self.root / "evidence.key").exists():
+                key = new()
+                files.replace(self.root / "evidence.pub", keys.to_pem(key.public_key()).encode())
+                files.replace(self.root / "evidence.key", keys.private_to_pem(key))
+        return self._private_key("evidence.key")
+
+    def _private_key(self, name: str) -> PrivateKey:
+        path = self.root / name
+        content = files.read(path)
+        if path.stat().st_mode & 0o077:
+            raise Reject(Code.STORE_INVALID, f"{path.name} must be yours alone: chmod 600 {path}")
+        return _named(path, lambda _: keys.private_from_pem(content))
 
     def _keys(self, folder: str) -> list[Path]:
         return sorted((self.root / folder).glob("*.pub"))
@@ -273,102 +348,74 @@ class TrustDirectory:
     def _device_path(self, ueid: bytes) -> Path:
         return self.root / "devices" / f"{ueid.hex()}.json"
 
-    def _anchor(self, path: Path) -> DeviceAnchor | None:
-        spec = _device(path)[0].spec
-        if spec.id != path.stem:
-            raise Reject(Code.STORE_INVALID, f"{path.name} is about device {spec.id}")
-        return _anchor_of(spec)
+    def _anchor_path(self, anchor_id: bytes) -> Path:
+        return self.root / "anchors" / anchor_id.hex()
+
+    def _index(self, anchor: DeviceAnchor) -> None:
+        for anchor_id in anchor.anchor_ids:
+            files.replace(self._anchor_path(anchor_id), anchor.ueid.hex().encode() + b"\n")
+
+    def _found(self, ueid: bytes) -> tuple[DeviceFile, dict[str, Any]] | None:
+        path = self._device_path(ueid)
+        if not path.exists():
+            return None
+        file, content = DeviceFile.read(path)
+        if file.spec.id != path.stem:
+            raise Reject(Code.STORE_INVALID, f"{path.name} is about device {file.spec.id}")
+        return file, content
+
+    def _enrolled(self, ueid: bytes) -> tuple[DeviceFile, dict[str, Any]]:
+        found = self._found(ueid)
+        if found is None:
+            raise Reject(Code.STORE_UNAVAILABLE, f"device {ueid.hex()} is not enrolled in {self.root}")
+        return found
+
+    def _write(self, ueid: bytes, content: dict[str, Any], **status: Any) -> None:
+        merged = {**content, "status": {**(content.get("status") or {}), **status}}
+        files.replace(self._device_path(ueid), files.to_json(merged))
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return files.one_writer(self.root / ".lock")
 
 
 def read_policy(path: Path) -> AttestationPolicySpec:
-    """Read a policy from YAML: a whole AttestationPolicy, or its spec alone.
+    """Read a policy from a YAML file: a whole AttestationPolicy, or its spec alone.
 
     Raises:
         Reject: ``policy.invalid``, with the path of the first wrong field; ``store.unavailable``.
     """
+    return parse_policy(files.read(path), path.name)
+
+
+def parse_policy(data: bytes, name: str) -> AttestationPolicySpec:
+    """Read a policy from YAML (so JSON too); `name` says in messages where it is from.
+
+    Raises:
+        Reject: ``policy.invalid``, with the path of the first wrong field.
+    """
     try:
-        content = yaml.safe_load(_read(path))
-    except yaml.YAMLError as error:
-        raise Reject(Code.POLICY_INVALID, f"{path.name} is not YAML") from error
+        content = yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Reject(Code.POLICY_INVALID, f"{name} is not YAML") from error
     if not isinstance(content, dict) or not content:
-        raise Reject(Code.POLICY_INVALID, f"{path.name} is empty or not a mapping: no policy, no verdict")
+        raise Reject(Code.POLICY_INVALID, f"{name} is empty or not a mapping: no policy, no verdict")
     try:
         if "kind" in content:
-            return _PolicyObject.model_validate_json(_json(content)).spec
-        return AttestationPolicySpec.model_validate_json(_json(content))
+            return _PolicyObject.model_validate_json(json.dumps(content)).spec
+        return AttestationPolicySpec.model_validate_json(json.dumps(content))
     except (ValidationError, TypeError) as error:
-        raise Reject(Code.POLICY_INVALID, f"{path.name}: {_first(error)}") from error
+        raise Reject(Code.POLICY_INVALID, f"{name}: {first_error(error)}") from error
 
 
-def base64url(raw: bytes) -> str:
-    """Base64url without padding (RFC 4648 section 5): how ``trustAnchor.coseKey`` is written."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
-
-
-def _anchor_of(spec: _DeviceSpec) -> DeviceAnchor | None:
-    if spec.trust_anchor is None:
-        return None
-    return DeviceAnchor(
-        ueid=bytes.fromhex(spec.id),
-        key=keys.from_cose(spec.trust_anchor.cose_key),
-        tier=spec.root_of_trust,
-        policy=spec.policy_ref.name,
-        state=DeviceState.SUSPENDED if spec.suspended else DeviceState.ACTIVE,
-    )
-
-
-def _device(path: Path) -> tuple[_DeviceFile, dict[str, Any]]:
-    try:
-        content = json.loads(_read(path))
-    except ValueError as error:
-        raise Reject(Code.STORE_INVALID, f"{path.name} is not JSON") from error
-    return _validated(_DeviceFile, content, path.name), content
-
-
-def _validated(model: type[_DeviceFile], content: object, name: str) -> _DeviceFile:
-    try:
-        return model.model_validate_json(_json(content))
-    except ValidationError as error:
-        raise Reject(Code.STORE_INVALID, f"{name}: {_first(error)}") from error
-
-
-def _first(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+def _hex_name(name: str) -> str:
+    """A device id that may become part of a path."""
+    if not re.fullmatch("([0-9a-f]{2}){4,33}", name):
+        raise Reject(Code.STORE_INVALID, f"{name!r:.80} is not a device id in lower-case hex")
+    return name
 
 
 def _named(path: Path, read: Callable[[bytes], _T]) -> _T:
     try:
-        return read(_read(path))
+        return read(files.read(path))
     except Reject as reject:
         raise Reject(reject.code, f"{path.name}: {reject.message}") from reject
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(FILE_LIMIT + 1)
-    except OSError as error:
-        raise Reject(Code.STORE_UNAVAILABLE, f"{path}: {error.strerror}") from error
-    if len(content) > FILE_LIMIT:
-        raise Reject(Code.STORE_INVALID, f"{path.name} is larger than {FILE_LIMIT} bytes")
-    return content
-
-
-def _json(content: object) -> bytes:
-    return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, flush, rename: a crash leaves the old file or the new one."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except OSError as error:
-        raise Reject(Code.STORE_UNAVAILABLE, f"{path}: {error.strerror}") from error

@@ -107,7 +107,7 @@ def test_damaged_files_reject_and_are_not_skipped(store: TrustDirectory) -> None
     for bad in ("", "{", "[]", "{}", json.dumps({"spec": {}}), good.replace("SignedBoot", "Signed"), "x" * 70_000):
         path.write_text(bad)
         rejects("store.invalid", lambda: store.by_ueid(DEVICE.ueid))
-        rejects("store.invalid", lambda: store.by_anchor_id(bytes(20)))
+        rejects("store.invalid", lambda: store.by_anchor_id(DEVICE.anchor().anchor_id))
     path.write_text(good)
     path.rename(path.with_name(f"{bytes(33).hex()}.json"))
     rejects("store.invalid", lambda: store.by_ueid(bytes(33)))
@@ -168,7 +168,7 @@ def run(store: TrustDirectory, evidence: bytes, *options: str, command: str = "v
 
 def test_attest_verify_says_proven(store: TrustDirectory) -> None:
     result = run(store, DEVICE.evidence(), "--expect", DEVICE.measurement.full, "--boot-id", DEVICE.boot_id.hex())
-    assert result.exit_code == cli.PROVEN, result.output
+    assert result.exit_code == cli.Exit.PROVEN, result.output
     assert "proven" in result.output
     content = json.loads(run(store, DEVICE.evidence(), "--json").output)
     assert content["accepted"]
@@ -179,36 +179,36 @@ def test_attest_verify_says_proven(store: TrustDirectory) -> None:
 
 def test_attest_verify_says_why_not(store: TrustDirectory) -> None:
     result = run(store, Minted(nonce=NONCE, code="app 1.0").evidence())
-    assert result.exit_code == cli.REJECTED
+    assert result.exit_code == cli.Exit.REJECTED
     assert "ref.code" in result.output
-    assert run(store, Minted(nonce=bytes(32)).evidence()).exit_code == cli.REJECTED
-    assert run(store, b"garbage").exit_code == cli.REJECTED
+    assert run(store, Minted(nonce=bytes(32)).evidence()).exit_code == cli.Exit.REJECTED
+    assert run(store, b"garbage").exit_code == cli.Exit.REJECTED
     stranger = run(store, Minted(seed=b"device two", nonce=NONCE).evidence())
-    assert stranger.exit_code == cli.REJECTED
+    assert stranger.exit_code == cli.Exit.REJECTED
     assert "device.unknown" in stranger.output
 
 
 def test_attest_verify_below_the_demanded_root_of_trust(store: TrustDirectory) -> None:
     write_policy(store, policy(DEVICE, min_root_of_trust=RootOfTrust.ISOLATED))
     result = run(store, DEVICE.evidence())
-    assert result.exit_code == cli.UNPROVEN
+    assert result.exit_code == cli.Exit.UNPROVEN
     assert "not proven: a root of trust of Isolated" in result.output
 
 
 def test_attest_verify_without_a_usable_policy(store: TrustDirectory) -> None:
     (store.root / "policies" / "default.yaml").write_text("modes: [normal]")
     result = run(store, DEVICE.evidence())
-    assert result.exit_code == cli.TRUST
+    assert result.exit_code == cli.Exit.TRUST
     assert "policy.invalid" in result.output
     os.unlink(store.root / "policies" / "default.yaml")
-    assert run(store, DEVICE.evidence()).exit_code == cli.TRUST
+    assert run(store, DEVICE.evidence()).exit_code == cli.Exit.TRUST
 
 
 @pytest.mark.parametrize(
     "options", [["--expect", "sha256:00"], ["--expect", "sha256:" + "00" * 64], ["--boot-id", "xyz"]]
 )
 def test_attest_verify_usage(store: TrustDirectory, options: list[str]) -> None:
-    assert run(store, DEVICE.evidence(), *options).exit_code == cli.USAGE
+    assert run(store, DEVICE.evidence(), *options).exit_code == cli.Exit.USAGE
 
 
 def test_attest_explain_verifies_nothing_and_says_so(store: TrustDirectory) -> None:
@@ -218,4 +218,4 @@ def test_attest_explain_verifies_nothing_and_says_so(store: TrustDirectory) -> N
     content = json.loads(run(store, DEVICE.evidence(), "--json", command="explain").output)
     assert content["layer 1"]["code"] == DEVICE.measurement.full
     assert content["token"]["slot state"] == "VALID"
-    assert run(store, b"garbage", command="explain").exit_code == cli.REJECTED
+    assert run(store, b"garbage", command="explain").exit_code == cli.Exit.REJECTED

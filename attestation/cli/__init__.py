@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``attest``: judge evidence on the command line, against a trust directory and without a cluster.
+
+Exit codes: 0 proven, or done; 1 rejected, not allowed, or different; 2 wrong usage; 3 accepted, but below the root of
+trust that the policy demands; 4 trust directory, policy or records cannot be used; 5 the device cannot be reached; 130
+interrupted. Results go to standard output, everything else to standard error.
+"""
+
+import signal
+import sys
+
+import typer
+
+from attestation.cli import explain, verify
+from attestation.cli.common import Exit
+
+__all__ = ["Exit", "app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+# A verb is one line here, and one module.
+app.command("verify")(verify.command)
+app.command("explain")(explain.command)
+
+
+def main() -> None:
+    """Entry point. SIGTERM, as a cancelled CI job sends it, cleans up like Ctrl-C; neither shows a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
