@@ -34,18 +34,17 @@ Rules on config and device (`check`, after L1 to L6); "written" = the images who
     eFuses for ever, which needs `allow_security_version_burn` (SecurityVersionBurnNotAllowed). The counter may stay
     unknown only where the image asks for 0 and goes into an inactive slot: nothing is burnt then, and a bootloader that
     refuses the image falls back to the running one.
-11. No downgrade unless `allow_downgrade`: the release sequence is not below the device's; where either is unknown, a
-    dotted version of the same application is not below the running one (DowngradeNotAllowed). Versions that are not
-    dotted numbers, and unknown ones, cannot be ordered and are skipped.
+11. No downgrade unless `allow_downgrade` (DowngradeNotAllowed): rules 2 and 3 of `downgrade`. What they leave undecided
+    is skipped.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from firmware_pipeline.config import FirmwareConfig, ImageEntry
+from firmware_pipeline.downgrade import Installed, Offered, judge
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.chips import FLASH_SECTOR, by_id, format_revision, normalise_target
 from firmware_pipeline.esp.partitions import APP_ALIGNMENT
@@ -377,30 +376,12 @@ def _security_version(facts: HardwareFacts, config: FirmwareConfig, options: Che
         )
 
 
-def _dotted(version: str | None) -> tuple[int, ...] | None:
-    match = re.fullmatch(r"v?([0-9]{1,9}(?:\.[0-9]{1,9}){0,5})", version or "")
-    if match is None:
-        return None
-    numbers = [int(part) for part in match[1].split(".")]
-    while numbers and numbers[-1] == 0:  # 1.0 and 1.0.0 are the same version
-        numbers.pop()
-    return tuple(numbers)
-
-
 def _downgrade(facts: HardwareFacts, config: FirmwareConfig, options: CheckOptions) -> Iterator[Mismatch]:
-    """Rule 11."""
-    if options.allow_downgrade or Role.APP not in options.write:
+    """Rule 11. The eFuse counter is rule 10's."""
+    if Role.APP not in options.write:
         return
-    if options.sequence is not None and facts.app_sequence is not None:
-        older, what = options.sequence < facts.app_sequence, f"release {options.sequence} after {facts.app_sequence}"
-    else:
-        new, old = _dotted(config.app.version), _dotted(facts.app_version)
-        comparable = new is not None and old is not None and facts.app_name == config.app.project_name
-        older = comparable and (new or ()) < (old or ())
-        what = f"version {config.app.version} after {facts.app_version}"
-    if older:
-        yield Mismatch(
-            Reason.DowngradeNotAllowed,
-            f"This would be a downgrade: {what}.",
-            "Permit downgrades explicitly if that is meant.",
-        )
+    offered = Offered(config.app.secure_version, options.sequence, config.app.version, config.app.project_name)
+    installed = Installed(None, facts.app_sequence, facts.app_version, facts.app_name or "")
+    verdict = judge(offered, installed, allow_downgrade=options.allow_downgrade)
+    for error in filter(None, (finding.to_error() for finding in verdict.findings)):
+        yield Mismatch(error.reason, error.message, error.next_step)

@@ -66,6 +66,18 @@ class Finding:
     reason: Reason
     message: str
 
+    def to_error(self) -> PipelineError | None:
+        """The error of a refusal, else None."""
+        if self.outcome is not Outcome.REFUSED:
+            return None
+        return PipelineError(self.reason, f"This would be a downgrade: {self.message}", _STEPS[self.reason])
+
+
+_STEPS: Final = {
+    Reason.SecurityVersionTooLow: "Build with a secure_version that is not below the device's; it would never start.",
+    Reason.DowngradeNotAllowed: "Push a newer release, or permit downgrades explicitly if that is meant.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -81,21 +93,6 @@ class Verdict:
     def decided(self) -> bool:
         """Whether sequence or version could be compared: if not, nobody knows whether it is a downgrade."""
         return any(finding.rule != 1 and finding.outcome is not Outcome.UNDECIDED for finding in self.findings)
-
-    def require(self) -> None:
-        """Raise the first refusal.
-
-        Raises:
-            PipelineError: SecurityVersionTooLow, DowngradeNotAllowed.
-        """
-        for finding in self.refusals:
-            raise PipelineError(finding.reason, finding.message, _STEPS[finding.reason])
-
-
-_STEPS: Final = {
-    Reason.SecurityVersionTooLow: "Build with a secure_version that is not below the device's.",
-    Reason.DowngradeNotAllowed: "Push a newer release, or permit downgrades explicitly if that is meant.",
-}
 
 
 def judge(offered: Offered, installed: Installed, *, allow_downgrade: bool = False) -> Verdict:

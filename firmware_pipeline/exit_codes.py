@@ -15,6 +15,7 @@ from typing import Final
 
 from firmware_pipeline.errors import Reason
 
+CHECK_FAILED: Final = 6
 INTERRUPTED: Final = 130
 _USAGE: Final = frozenset(
     {
@@ -44,6 +45,9 @@ _CHECK: Final = frozenset(
         Reason.BuilderNotTrusted,
         Reason.ConfigMalformed,
         Reason.DigestMismatch,
+        Reason.SecurityVersionTooLow,
+        Reason.DowngradeNotAllowed,
+        Reason.ContentDisagrees,
         Reason.IdentityMismatch,
         Reason.MediaTypeUnsupported,
         Reason.PlatformAmbiguous,
@@ -64,7 +68,7 @@ _CHECK: Final = frozenset(
 
 def exit_code(reason: Reason) -> int:
     """The documented exit code for a reason."""
-    for code, reasons in ((2, _USAGE), (4, _AUTH), (5, _NETWORK), (6, _CHECK)):
+    for code, reasons in ((2, _USAGE), (4, _AUTH), (5, _NETWORK), (CHECK_FAILED, _CHECK)):
         if reason in reasons:
             return code
     return 1 if reason is Reason.StorageFailed else 3

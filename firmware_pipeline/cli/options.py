@@ -13,6 +13,9 @@ Inputs = Annotated[
     Argument(help="Build folders, or OFFSET=FILE, or CHIP:OFFSET=FILE when several chips are given so."),
 ]
 Ref = Annotated[str, Argument(help="HOST/REPOSITORY:TAG (or @sha256:...), or the directory of an OCI layout.")]
+CacheDir = Annotated[
+    Path, Argument(envvar="FIRMWARE_PIPELINE_CACHE", help="The node cache: a directory, an OCI layout.", file_okay=False)
+]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no remarks; warnings and errors only.")]
 DigestFile = Annotated[Path | None, Option(help="Write the index digest into this file.")]
@@ -77,6 +80,17 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """What a device has, for the downgrade rules."""
+
+    device_version: Annotated[str | None, Option(help="Version that the device runs.")] = None
+    device_secure_version: Annotated[int | None, Option(help="The device's eFuse security version.", min=0)] = None
+    device_sequence: Annotated[int | None, Option(help="Release sequence that the device has.", min=0)] = None
+    allow_downgrade: Annotated[bool, Option("--allow-downgrade", help="Permit an older release or version.")] = False
+    explain: Annotated[bool, Option("--explain", help="Print every rule, passed or failed.")] = False
+
+
+@dataclass(frozen=True, slots=True)
 class Signing:
     """With which keys."""
 
@@ -85,5 +99,5 @@ class Signing:
     sequence: Annotated[int | None, Option(help="Release number; must grow with every release.", min=0)] = None
 
 
-GROUPS = (Login, Build, Describe, Output, Signing)
+GROUPS = (Login, Build, Describe, Output, Device, Signing)
 """The option groups that `running.verb` spreads."""

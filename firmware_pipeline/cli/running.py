@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -49,9 +49,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(**given)
         except PipelineError as error:
-            err(f"error: {error.reason.value}: {error.message}")
-            err(f"next:  {error.next_step}")
-            raise typer.Exit(exit_code(error.reason)) from None
+            refuse(error, exit_code(error.reason))
         except KeyboardInterrupt:
             err("interrupted: no tag was moved and no unfinished file was left")
             raise typer.Exit(INTERRUPTED) from None
@@ -61,6 +59,13 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {p.name: p.annotation for p in ordered}
     del run.__wrapped__  # inspect would look through it
     return run
+
+
+def refuse(error: PipelineError, code: int) -> NoReturn:
+    """End with the message, the next step and this exit code."""
+    err(f"error: {error.reason.value}: {error.message}")
+    err(f"next:  {error.next_step}")
+    raise typer.Exit(code) from None
 
 
 def _spread(group: type) -> list[inspect.Parameter]:

@@ -7,40 +7,74 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from firmware_pipeline import api
-from firmware_pipeline.artifact import chips
-from firmware_pipeline.cli.options import AsJson, Keys, Login, Ref, Threshold
-from firmware_pipeline.cli.running import client_options, err, trusted_keys, verb
+from firmware_pipeline.cli.options import AsJson, Device, Keys, Login, Quiet, Ref, Threshold
+from firmware_pipeline.cli.running import client_options, err, refuse, trusted_keys, verb
+from firmware_pipeline.downgrade import Installed
+from firmware_pipeline.exit_codes import CHECK_FAILED
+from firmware_pipeline.explanation import Explanation, explain
+from firmware_pipeline.opening import locate, open_store, resolve
+from firmware_pipeline.signing.policy import VerificationPolicy
 
 
 @verb
 def command(
     reference: Ref,
     login: Login,
+    device: Device,
     key: Keys = None,
     threshold: Threshold = 1,
+    chip: Annotated[str | None, Option("--chip", help="Look at this chip only (default: all).")] = None,
     layers: Annotated[bool, Option("--layers", help="Fetch and check every image too.")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check signatures, index, every chip's manifest, config and release statement. Prints the pinned reference."""
-    trusted = trusted_keys(key)
-    where = api.locate(reference)
-    store = api.open_store(where, client_options(login, where))
-    digest = api.resolve(store, where)
-    verified = api.verify(store, digest, trusted, threshold)
-    found = [api.open_chip(store, digest, chip) for chip in chips(verified.index)]
-    for chip in found if layers else []:
-        for layer in chip.layers:
-            api.read_layer(store, layer)
+    """Check signatures, index, every chip's manifest, config and release statement; with --layers every image; with
+    --device-... that it is no downgrade. Prints the pinned reference if all hold."""
+    policy = VerificationPolicy(trusted_keys(key), threshold)
+    where = locate(reference)
+    store = open_store(where, client_options(login, where))
+    digest = resolve(store, where)
+    facts = (device.device_version, device.device_secure_version, device.device_sequence)
+    installed = Installed(facts[1], facts[2], facts[0]) if any(fact is not None for fact in facts) else None
+    found = explain(
+        store,
+        digest,
+        policy,
+        chip=chip,
+        layers=layers,
+        installed=installed,
+        allow_downgrade=device.allow_downgrade,
+    )
     pinned = str(where.at(digest))
     if as_json:
-        report = {
-            "reference": pinned,
-            "digest": digest,
-            "signers": verified.signers,
-            "chips": [c.target for c in found],
-        }
-        typer.echo(json.dumps(report, sort_keys=True))
+        typer.echo(json.dumps(describe(found, pinned), sort_keys=True))
+    elif device.explain:
+        for check in found.checks:
+            err(f"{check.outcome.value:<9}  {check.rule}: {check.message}")
+    if found.refusal is not None:
+        refuse(found.refusal, CHECK_FAILED)
+    if as_json:
         return
-    err(f"Signed by {', '.join(verified.signers)}; chips: {', '.join(c.target for c in found)}.")
+    if not quiet and not device.explain:
+        err(f"Signed by {', '.join(found.signers)}; chips: {', '.join(found.chips)}.")
     typer.echo(pinned)
+
+
+def describe(found: Explanation, pinned: str) -> dict[str, object]:
+    """The JSON of `verify`; printed for a refusal too."""
+    return {
+        "reference": pinned,
+        "digest": found.digest,
+        "accepted": found.refusal is None,
+        "signers": found.signers,
+        "chips": found.chips,
+        "checks": [
+            {
+                "rule": check.rule,
+                "outcome": check.outcome.value,
+                "message": check.message,
+                **({"reason": check.error.reason.value, "nextStep": check.error.next_step} if check.error else {}),
+            }
+            for check in found.checks
+        ],
+    }

@@ -286,7 +286,8 @@ def test_rule_10_unknown_counter_matters_where_no_old_image_remains(config: Firm
         (6, None, "v2.9", "2.10.0", "porch-sensor", [Reason.DowngradeNotAllowed]),
         (None, None, "2.0", "2.0.0", "porch-sensor", []),
         (None, None, "1.0", "2.0", "gate", []),
-        (None, None, "1.0-rc1", "2.0", "porch-sensor", []),
+        (None, None, "1.0-rc1", "2.0", "porch-sensor", [Reason.DowngradeNotAllowed]),
+        (None, None, "2.0-rc1", "2.0", "porch-sensor", []),
         (None, None, "1.0", None, "porch-sensor", []),
     ],
 )
