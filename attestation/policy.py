@@ -228,9 +228,7 @@ class RequiredSigners(_Strict):
     require_sbom: Annotated[
         bool, Field(description="An SBOM of the artifact, or of each of its chips, must be signed by one of the keys.")
     ] = False
-    require_provenance: Annotated[
-        bool, Field(description="SLSA provenance must be signed by one of the keys.")
-    ] = False
+    require_provenance: Annotated[bool, Field(description="SLSA provenance must be signed by one of the keys.")] = False
     builders: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=512)], ...],
         Field(max_length=16, description="Builder ids that provenance may name; not empty: provenance is required."),
