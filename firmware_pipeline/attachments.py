@@ -9,7 +9,7 @@ How each kind is attached:
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,16 +17,13 @@ from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.oci import (
     EMPTY_JSON,
     EMPTY_TYPE,
-    INDEX_TYPE,
     MANIFEST_TYPE,
     Descriptor,
-    Index,
     JsonObject,
     Manifest,
-    parse_document,
     to_json,
 )
-from firmware_pipeline.signing.formats import BUNDLE_TYPE, PAYLOAD_TYPE, PREDICATE_ANNOTATION
+from firmware_pipeline.signing.formats import BUNDLE_TYPE, PAYLOAD_TYPE
 from firmware_pipeline.signing.keys import Signer
 from firmware_pipeline.signing.sign import attest, sign_all
 from firmware_pipeline.signing.statements import SLSA_PREDICATE, STATEMENT_V01, write_statement
@@ -54,26 +51,6 @@ class Document:
     data: bytes = field(repr=False)
     predicate_type: str | None = None
     predicate: JsonObject = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A referrer as its own manifest describes it; nothing of it is judged.
-
-    Attributes:
-        subject, digest: of what it refers to, and of its manifest.
-        artifact_type: its type.
-        predicate_type: kind of statement in a bundle, as its writer says.
-        title: file name; empty where there is none.
-        size: bytes of its layers.
-    """
-
-    subject: str
-    digest: str
-    artifact_type: str
-    predicate_type: str | None
-    title: str
-    size: int
 
 
 def other_file(data: bytes, title: str, media_type: str) -> Document:
@@ -122,46 +99,6 @@ def attach(
     elif signer is not None:
         sign_all(store, made, signer, identity)
     return digests
-
-
-def attached(store: ArtifactStore, digest: str) -> Iterator[Attached]:
-    """What is attached to `digest`. Lists may describe their entries wrongly, so each is opened; what cannot be opened,
-    or refers to something else, is left out.
-
-    Raises:
-        PipelineError: as the store when it cannot be asked.
-    """
-    for entry in store.referrers(digest):
-        try:
-            manifest = parse_document(Manifest, store.get_manifest(entry.digest).raw, f"The referrer {entry.digest}")
-        except PipelineError as error:
-            if error.reason in (Reason.ArtifactMalformed, Reason.ReferenceNotFound, Reason.DigestMismatch):
-                continue
-            raise
-        if manifest.subject is not None and manifest.subject.digest == digest:
-            yield Attached(
-                subject=digest,
-                digest=entry.digest,
-                artifact_type=manifest.artifact_type or manifest.config.media_type,
-                predicate_type=manifest.annotations.get(PREDICATE_ANNOTATION),
-                title=next((layer.annotations[TITLE] for layer in manifest.layers if TITLE in layer.annotations), ""),
-                size=sum(layer.size for layer in manifest.layers),
-            )
-
-
-def subjects_of(store: ArtifactStore, digest: str) -> list[Descriptor]:
-    """An index and, before it, the manifests of its chips; a manifest alone.
-
-    Raises:
-        PipelineError: ArtifactMalformed; as the store.
-    """
-    found = store.get_manifest(digest)
-    top = Descriptor(media_type=found.media_type, digest=digest, size=len(found.raw))
-    if found.media_type != INDEX_TYPE:
-        return [top]
-    entries = parse_document(Index, found.raw, f"The index {digest}").manifests
-    chips = [Descriptor(media_type=e.media_type, digest=e.digest, size=e.size) for e in entries if e.platform]
-    return [*chips, top]
 
 
 def _refer(store: ArtifactStore, subject: Descriptor, document: Document) -> Descriptor:

@@ -23,6 +23,13 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "index": ("index", "Join artifacts of one release, each for its chip, into one."),
     "cp": ("copy", "Copy an artifact with its signatures and other referrers; the digest stays."),
     "diff": ("diff", "Show what differs between two artifacts."),
+    "export": ("export", "Write artifacts into one archive, for a site without a network."),
+    "import": ("import_", "Check such an archive and store what it holds."),
+    "gc": ("gc", "Make room in a node cache."),
+    "serve": ("serve", "Offer a node cache over HTTP, read-only and by digest."),
+    "sign": ("sign", "Add a signature to what is stored already."),
+    "attach": ("attach", "Attach an SBOM, provenance or another file, signed."),
+    "release": ("release", "Mint release statements for what was packed before, where the owner's key is."),
     "keygen": ("keygen", "Make a key pair, for signing artifacts or for releases."),
 }
 """Verb -> (module in this package with a function `command`, one line of help). A new verb is one line here."""

@@ -6,10 +6,12 @@ from typing import Annotated
 from typer import Argument, BadParameter
 
 from firmware_pipeline import api
+from firmware_pipeline.cli.documents import attach_callback
 from firmware_pipeline.cli.options import (
     AlsoTag,
     Annotation,
     AsJson,
+    Attachments,
     DigestFile,
     Keys,
     Login,
@@ -28,6 +30,7 @@ def command(
         list[str], Argument(help="Artifacts of one release, each for one chip or more: references or layouts.")
     ],
     login: Login,
+    attachments: Attachments,
     sign: Sign = None,
     key: Keys = None,
     threshold: Threshold = 1,
@@ -56,5 +59,6 @@ def command(
             also_tags=also_tag or (),
             annotations=pairs(annotation, "--annotation"),
             progress=update,
+            attach=attach_callback(attachments, signer),
         )
     report(pushed, digest_file, as_json, quiet)

@@ -10,8 +10,8 @@ import typer
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from typer import Argument, Option
 
-from firmware_pipeline.cli.running import err, verb
-from firmware_pipeline.signing.keys import SignerKey, private_pem, public_pem
+from firmware_pipeline.cli.running import err, key_password, verb
+from firmware_pipeline.signing.keys import PASSWORD_VARIABLE, SignerKey, private_pem, public_pem
 from firmware_pipeline.store import storage_failed
 
 
@@ -19,8 +19,14 @@ from firmware_pipeline.store import storage_failed
 def command(
     name: Annotated[Path, Argument(help="Writes NAME.key (private, mode 0600) and NAME.pub.")],
     kind: Annotated[str, Option("--type", help="p256, p384 or ed25519; release keys: p256 or ed25519.")] = "p256",
+    encrypt: Annotated[
+        bool, Option("--encrypt", help=f"Encrypt the private key; the password is {PASSWORD_VARIABLE}.")
+    ] = False,
 ) -> None:
     """Make a key pair, for signing artifacts or for releases. Existing files are never replaced."""
+    password = key_password() if encrypt else None
+    if encrypt and password is None:
+        raise typer.BadParameter(f"--encrypt needs the password in the environment variable {PASSWORD_VARIABLE}")
     makers: dict[str, Callable[[], SignerKey]] = {
         "p256": lambda: ec.generate_private_key(ec.SECP256R1()),
         "p384": lambda: ec.generate_private_key(ec.SECP384R1()),
@@ -33,7 +39,10 @@ def command(
     for path in (private, public):
         if path.exists():
             raise storage_failed(path, FileExistsError(0, "it exists, and keys are never replaced"))
-    for path, pem, mode in ((private, private_pem(key), 0o600), (public, public_pem(key.public_key()), 0o644)):
+    for path, pem, mode in (
+        (private, private_pem(key, password), 0o600),
+        (public, public_pem(key.public_key()), 0o644),
+    ):
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with os.fdopen(handle, "wb") as stream:

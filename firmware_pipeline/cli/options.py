@@ -14,7 +14,8 @@ Inputs = Annotated[
 ]
 Ref = Annotated[str, Argument(help="HOST/REPOSITORY:TAG (or @sha256:...), or the directory of an OCI layout.")]
 CacheDir = Annotated[
-    Path, Argument(envvar="FIRMWARE_PIPELINE_CACHE", help="The node cache: a directory, an OCI layout.", file_okay=False)
+    Path,
+    Argument(envvar="FIRMWARE_PIPELINE_CACHE", help="The node cache: a directory, an OCI layout.", file_okay=False),
 ]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no remarks; warnings and errors only.")]
@@ -22,7 +23,9 @@ DigestFile = Annotated[Path | None, Option(help="Write the index digest into thi
 Keys = Annotated[list[Path] | None, Option("--key", help="PEM public key that is trusted; repeatable.")]
 Threshold = Annotated[int, Option(help="How many distinct trusted keys must have signed.", min=1)]
 AlsoTag = Annotated[list[str] | None, Option(help="Further tag; repeatable.")]
-Sign = Annotated[Path | None, Option("--sign", help="PEM private key that signs the artifact.")]
+Sign = Annotated[
+    str | None, Option("--sign", help="Who signs: a PEM key file, exec:PROGRAM, or SCHEME:... of a plug-in.")
+]
 Annotation = Annotated[list[str] | None, Option("--annotation", help="KEY=VALUE for the index; repeatable.")]
 
 
@@ -91,6 +94,34 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """Who must have signed an artifact, and what must be attached to it."""
+
+    key: Keys = None
+    threshold: Threshold = 1
+    require_annotation: Annotated[
+        list[str] | None, Option(help="KEY=VALUE that each counted signature must state; repeatable.")
+    ] = None
+    identity_prefix: Annotated[str, Option(help="Repository, or its beginning, that signatures must name.")] = ""
+    require_sbom: Annotated[bool, Option("--require-sbom", help="Refuse without a signed SBOM.")] = False
+    require_provenance: Annotated[bool, Option("--require-provenance", help="Refuse without signed provenance.")] = (
+        False
+    )
+    builder: Annotated[
+        list[str] | None, Option(help="Builder that provenance may name; repeatable; demands provenance.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attachments:
+    """What is attached before a tag moves."""
+
+    sbom: Annotated[list[str] | None, Option(help="SBOM of the release, or CHIP=FILE for one chip; repeatable.")] = None
+    provenance: Annotated[bool, Option("--provenance", help="Attach SLSA provenance; needs --builder.")] = False
+    builder: Annotated[str | None, Option(help="URI of whoever builds, for --provenance.")] = None
+
+
+@dataclass(frozen=True, slots=True)
 class Signing:
     """With which keys."""
 
@@ -99,5 +130,5 @@ class Signing:
     sequence: Annotated[int | None, Option(help="Release number; must grow with every release.", min=0)] = None
 
 
-GROUPS = (Login, Build, Describe, Output, Device, Signing)
+GROUPS = (Login, Build, Describe, Output, Device, Trust, Attachments, Signing)
 """The option groups that `running.verb` spreads."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
-from firmware_pipeline.cli.options import Build, Describe, Inputs, Output, Signing
+from firmware_pipeline.cli.options import Attachments, Build, Describe, Inputs, Output, Signing
 from firmware_pipeline.cli.running import verb
 from firmware_pipeline.cli.storing import store_builds
 from firmware_pipeline.http_rules import ClientOptions
@@ -20,6 +20,7 @@ def command(
     build: Build,
     describe: Describe,
     signing: Signing,
+    attachments: Attachments,
     output: Output,
     tag: Annotated[str, Option(help="Tag inside the layout.")] = "latest",
 ) -> None:
@@ -30,6 +31,7 @@ def command(
         build=build,
         describe=describe,
         signing=signing,
+        attachments=attachments,
         output=output,
         options=ClientOptions(),
     )

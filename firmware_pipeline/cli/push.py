@@ -2,7 +2,7 @@
 """`push`: builds into a registry."""
 
 from firmware_pipeline import api
-from firmware_pipeline.cli.options import AlsoTag, Build, Describe, Inputs, Login, Output, Ref, Signing
+from firmware_pipeline.cli.options import AlsoTag, Attachments, Build, Describe, Inputs, Login, Output, Ref, Signing
 from firmware_pipeline.cli.running import client_options, verb
 from firmware_pipeline.cli.storing import store_builds
 
@@ -14,6 +14,7 @@ def command(
     build: Build,
     describe: Describe,
     signing: Signing,
+    attachments: Attachments,
     output: Output,
     login: Login,
     also_tag: AlsoTag = None,
@@ -26,6 +27,7 @@ def command(
         build=build,
         describe=describe,
         signing=signing,
+        attachments=attachments,
         output=output,
         options=client_options(login, where),
         also_tags=also_tag or (),

@@ -116,15 +116,26 @@ def trusted_keys(paths: Sequence[Path] | None) -> "list[TrustedKey]":
     return [load_trusted_key(read_file(path), path.name) for path in paths]
 
 
-def load_signing_key(path: Path | None) -> "Signer | None":
-    """The key of `--sign`, if it is given.
+def load_signing_key(text: str | None) -> "Signer | None":
+    """The signer of `--sign`, if it is given; the password of an encrypted key is in the environment.
 
     Raises:
-        PipelineError: KeyMalformed.
+        PipelineError: KeyMalformed, SignerFailed.
     """
-    from firmware_pipeline.signing.keys import load_signer
+    from firmware_pipeline.signing.signers import open_signer
 
-    return load_signer(read_file(path), str(path)) if path else None
+    if text is None:
+        return None
+    if ":" not in text:
+        read_file(Path(text))
+    return open_signer(text, key_password())
+
+
+def key_password() -> bytes | None:
+    """The password of encrypted key files, from the environment."""
+    from firmware_pipeline.signing.keys import PASSWORD_VARIABLE
+
+    return os.environb.get(PASSWORD_VARIABLE.encode()) or None
 
 
 def write_digest(path: Path | None, pinned: "Reference") -> None:

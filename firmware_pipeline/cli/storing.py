@@ -10,9 +10,11 @@ from pathlib import Path
 import typer
 
 from firmware_pipeline import api
-from firmware_pipeline.cli.options import Build, Describe, Output, Signing
+from firmware_pipeline.cli.documents import attach_callback
+from firmware_pipeline.cli.options import Attachments, Build, Describe, Output, Signing
 from firmware_pipeline.cli.running import (
     err,
+    key_password,
     load_signing_key,
     pairs,
     progress,
@@ -37,6 +39,7 @@ def store_builds(
     build: Build,
     describe: Describe,
     signing: Signing,
+    attachments: Attachments,
     output: Output,
     options: ClientOptions,
     also_tags: Sequence[str] = (),
@@ -73,6 +76,7 @@ def store_builds(
             also_tags=also_tags,
             annotations=annotations,
             progress=update,
+            attach=attach_callback(attachments, signer),
         )
     report(pushed, output.digest_file, output.as_json, output.quiet)
 
@@ -108,7 +112,7 @@ def load_keys(signing: Signing) -> tuple[Signer | None, api.Release | None]:
     signer = load_signing_key(signing.sign)
     if signing.release_key is None or signing.sequence is None:
         return signer, None
-    key = load_release_key(read_file(signing.release_key), str(signing.release_key))
+    key = load_release_key(read_file(signing.release_key), str(signing.release_key), key_password())
     return signer, api.Release(key, signing.sequence)
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from firmware_pipeline.cli.options import AsJson, Device, Keys, Login, Quiet, Ref, Threshold
-from firmware_pipeline.cli.running import client_options, err, refuse, trusted_keys, verb
+from firmware_pipeline.cli.options import AsJson, Device, Login, Quiet, Ref, Trust
+from firmware_pipeline.cli.running import client_options, err, pairs, refuse, trusted_keys, verb
 from firmware_pipeline.downgrade import Installed
 from firmware_pipeline.exit_codes import CHECK_FAILED
 from firmware_pipeline.explanation import Explanation, explain
@@ -20,9 +20,8 @@ from firmware_pipeline.signing.policy import VerificationPolicy
 def command(
     reference: Ref,
     login: Login,
+    trust: Trust,
     device: Device,
-    key: Keys = None,
-    threshold: Threshold = 1,
     chip: Annotated[str | None, Option("--chip", help="Look at this chip only (default: all).")] = None,
     layers: Annotated[bool, Option("--layers", help="Fetch and check every image too.")] = False,
     as_json: AsJson = False,
@@ -30,7 +29,7 @@ def command(
 ) -> None:
     """Check signatures, index, every chip's manifest, config and release statement; with --layers every image; with
     --device-... that it is no downgrade. Prints the pinned reference if all hold."""
-    policy = VerificationPolicy(trusted_keys(key), threshold)
+    policy = verification_policy(trust)
     where = locate(reference)
     store = open_store(where, client_options(login, where))
     digest = resolve(store, where)
@@ -58,6 +57,23 @@ def command(
     if not quiet and not device.explain:
         err(f"Signed by {', '.join(found.signers)}; chips: {', '.join(found.chips)}.")
     typer.echo(pinned)
+
+
+def verification_policy(trust: Trust) -> VerificationPolicy:
+    """What the options demand.
+
+    Raises:
+        PipelineError: KeyMalformed.
+    """
+    return VerificationPolicy(
+        keys=trusted_keys(trust.key),
+        threshold=trust.threshold,
+        annotations=pairs(trust.require_annotation, "--require-annotation"),
+        identity_prefix=trust.identity_prefix,
+        sbom=trust.require_sbom,
+        provenance=trust.require_provenance,
+        builders=frozenset(trust.builder or ()),
+    )
 
 
 def describe(found: Explanation, pinned: str) -> dict[str, object]:

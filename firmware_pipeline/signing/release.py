@@ -15,6 +15,7 @@ from attestation.keys import PrivateKey as _PrivateKey
 from firmware_pipeline.artifact import MAX_RELEASE_BYTES
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.signing.keys import load_signer, private_pem
 
 ReleaseKey: TypeAlias = _PrivateKey
 """An EC or Ed25519 private key; minting takes P-256 and Ed25519."""
@@ -70,19 +71,24 @@ def read_sequence(statement: bytes, config: FirmwareConfig, key: PublicKey | Non
     return sequence
 
 
-def load_release_key(pem: bytes, name: str) -> ReleaseKey:
-    """Read the owner's release key, an unencrypted PEM.
+def load_release_key(pem: bytes, name: str, password: bytes | None = None) -> ReleaseKey:
+    """Read the owner's release key: PEM, encrypted or not.
+
+    Args:
+        pem: content of the file.
+        name: names it in messages.
+        password: of an encrypted key.
 
     Raises:
         PipelineError: KeyMalformed.
     """
     try:
-        return private_from_pem(pem)
+        return private_from_pem(private_pem(load_signer(pem, name, password).private_key))
     except Reject as error:
         raise PipelineError(
             Reason.KeyMalformed,
             f"The release key {name} cannot be used: {error.message}.",
-            "Make one with `firmware-pipeline keygen --release`.",
+            "Make one with `firmware-pipeline keygen NAME`.",
         ) from None
 
 
