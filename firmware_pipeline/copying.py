@@ -140,8 +140,8 @@ class Copier:
         raw = ours.raw
         if theirs is not None:
             wanted, present = (_layers(found) for found in (ours, theirs))
-            known = {layer.digest for layer in present}
-            raw, config = formats.simple_manifest([*present, *(w for w in wanted if w.digest not in known)])
+            # Two signers sign the same payload: their layers have one digest and differ in the annotation.
+            raw, config = formats.simple_manifest([*present, *(layer for layer in wanted if layer not in present)])
             self._target.put_blob(Blob.of(config))
         self._target.put_manifest(raw, MANIFEST_TYPE, tag=tag)
         self.referrers.append(ours.digest)

@@ -23,7 +23,16 @@ from firmware_pipeline.signing.release import read_sequence
 from firmware_pipeline.signing.statements import SIGN_PREDICATE
 from firmware_pipeline.store import ArtifactStore
 
-_UNREADABLE = frozenset({Reason.ReferenceNotFound, Reason.ArtifactMalformed, Reason.TooLarge})
+_UNREADABLE = frozenset(
+    {
+        Reason.ArtifactMalformed,
+        Reason.DigestMismatch,
+        Reason.MediaTypeUnsupported,
+        Reason.ReferenceNotFound,
+        Reason.SizeMismatch,
+        Reason.TooLarge,
+    }
+)
 
 
 class SignatureReport(Model):
