@@ -16,7 +16,6 @@ a pod), and only if the file that names them belongs to this user and nobody els
 """
 
 import base64
-import binascii
 import functools
 import json
 import os
@@ -164,7 +163,7 @@ def _credential(entry: dict[str, Any], key: str, where: str) -> Credential | Non
     if encoded := text("auth"):
         try:
             username, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not ASCII, not base64, or not UTF-8
             raise _malformed(where, f"`auth` for {key!r} is not base64 of user:password") from None
         if not colon:
             raise _malformed(where, f"`auth` for {key!r} holds no colon")

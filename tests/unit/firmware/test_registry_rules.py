@@ -167,6 +167,7 @@ def test_old_and_new_spellings_and_kinds() -> None:
         b'{"auths": {"h": 5}}',
         b'{"auths": {"h": {"auth": "***"}}}',
         b'{"auths": {"h": {"auth": "bm9jb2xvbg=="}}}',
+        '{"auths": {"h": {"auth": "dXNlcjpwYXNzé"}}}'.encode(),
         b'{"auths": {"h": {"password": 5}}}',
         b"\xff\xfe",
     ],
