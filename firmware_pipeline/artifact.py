@@ -60,7 +60,7 @@ OFFSET: Final = PREFIX + "offset"
 TITLE: Final = "org.opencontainers.image.title"
 MAX_RELEASE_BYTES: Final = 768
 _TITLE: Final = re.compile(r"^[a-z0-9]{1,32}/[A-Za-z0-9_][A-Za-z0-9._+-]{0,160}\Z")
-_RUNTIMES: Final = frozenset({"espidf", "zephyr"})
+_RUNTIMES: Final = {"espidf": "espidf", "arduino": "espidf", "platformio": "espidf", "zephyr": "zephyr"}
 _FILESYSTEMS: Final = frozenset({Role.SPIFFS, Role.LITTLEFS, Role.FATFS})
 
 
@@ -186,7 +186,7 @@ def chip_entry(config: FirmwareConfig, manifest: bytes) -> Descriptor:
         digest=sha256_digest(manifest),
         size=len(manifest),
         platform=Platform(
-            os=framework if framework in _RUNTIMES else "none",
+            os=_RUNTIMES.get(framework, "none"),
             architecture=chip.architecture,
             variant=chip.target,
             os_features=list(config.features),
@@ -260,7 +260,9 @@ def _titles(plan: BuildPlan, files: Sequence[PlannedFile]) -> list[str]:
     """`<chip>/<file>`: unique over the whole index, so that generic tools can pull all chips into one folder."""
     names = [file.name for file in files]
     folder = _folder(plan)
-    return [f"{folder}{file.name if names.count(file.name) == 1 else f'{file.offset:#x}-{file.name}'}" for file in files]
+    return [
+        f"{folder}{file.name if names.count(file.name) == 1 else f'{file.offset:#x}-{file.name}'}" for file in files
+    ]
 
 
 def _annotations(file: PlannedFile, title: str) -> dict[str, str]:

@@ -6,7 +6,8 @@ see it); preflight asks just before byte one with what was read (`complete=True`
 HardwareUnknown). Nothing here can be overruled but by the options named.
 
 Rules on the config alone (`check_layout`):
- L1. Every offset is on its role's boundary: applications 64 KiB, all others 4 KiB (OffsetMisaligned).
+ L1. Every offset is on its role's boundary: applications 64 KiB (one that the ROM itself starts: where the ROM looks),
+     all others 4 KiB (OffsetMisaligned).
  L2. A bootloader stands at the one offset where this chip's ROM looks for it (BootloaderOffsetWrong).
  L3. No two images share a flash sector, nor an image and the partition table's sector (ImagesOverlap).
  L4. Every image ends within the flash size of the image header (ImageBeyondFlash).
@@ -34,7 +35,8 @@ Rules on config and device (`check`, after L1 to L6); "written" = the images who
     eFuses for ever, which needs `allow_security_version_burn` (SecurityVersionBurnNotAllowed). The counter may stay
     unknown only where the image asks for 0 and goes into an inactive slot: nothing is burnt then, and a bootloader that
     refuses the image falls back to the running one.
-11. No downgrade unless `allow_downgrade` (DowngradeNotAllowed): rules 2 and 3 of `downgrade`. What they leave undecided
+11. The device has every feature that the build demands (FeatureMissing); an unknown one* is HardwareUnknown.
+12. No downgrade unless `allow_downgrade` (DowngradeNotAllowed): rules 2 and 3 of `downgrade`. What they leave undecided
     is skipped.
 """
 
@@ -48,6 +50,7 @@ from firmware_pipeline.downgrade import Installed, Offered, judge
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.chips import FLASH_SECTOR, by_id, format_revision, normalise_target
 from firmware_pipeline.esp.partitions import APP_ALIGNMENT
+from firmware_pipeline.features import has
 from firmware_pipeline.hardware import HardwareFacts
 from firmware_pipeline.plan import Role
 
@@ -107,7 +110,8 @@ def _layout(config: FirmwareConfig) -> Iterator[Mismatch]:
     for image in config.images:
         what = f"The {image.role} image at 0x{image.offset:x}"
         alignment = APP_ALIGNMENT if image.role is Role.APP else FLASH_SECTOR
-        if image.offset % alignment:
+        by_rom = image.role is Role.APP and image.offset == chip.bootloader_offset
+        if image.offset % alignment and not by_rom:
             yield Mismatch(Reason.OffsetMisaligned, f"{what} is not on a 0x{alignment:x} boundary.", _REBUILD)
         if image.role is Role.BOOTLOADER and image.offset != chip.bootloader_offset:
             yield Mismatch(
@@ -174,7 +178,7 @@ def check(facts: HardwareFacts, config: FirmwareConfig, *, options: CheckOptions
     wrong = list(_chip(facts, config, chosen))
     if wrong:
         return layout + wrong
-    rules = (_revision, _flash, _roles, _slot, _table, _secure_boot, _serial, _security_version, _downgrade)
+    rules = (_revision, _flash, _roles, _slot, _table, _secure_boot, _serial, _security_version, _features, _downgrade)
     return layout + [mismatch for rule in rules for mismatch in rule(facts, config, chosen)]
 
 
@@ -376,8 +380,22 @@ def _security_version(facts: HardwareFacts, config: FirmwareConfig, options: Che
         )
 
 
+def _features(facts: HardwareFacts, config: FirmwareConfig, options: CheckOptions) -> Iterator[Mismatch]:
+    """Rule 11."""
+    for feature in config.features:
+        found = has(feature, facts)
+        if found is None:
+            yield from _unknown(f"feature {feature}", options)
+        elif not found:
+            yield Mismatch(
+                Reason.FeatureMissing,
+                f"The firmware demands {feature}, which the device does not have.",
+                "Push a build without this feature too, or select other devices.",
+            )
+
+
 def _downgrade(facts: HardwareFacts, config: FirmwareConfig, options: CheckOptions) -> Iterator[Mismatch]:
-    """Rule 11. The eFuse counter is rule 10's."""
+    """Rule 12. The eFuse counter is rule 10's."""
     if Role.APP not in options.write:
         return
     offered = Offered(config.app.secure_version, options.sequence, config.app.version, config.app.project_name)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What firmware_pipeline refuses, in the product's own reasons: the same at a bench, in the operator and in a pod.
 
-Preflight has a table of its own beside its rules (flasher/preflight.py).
+One table for artifacts, one for what does not fit a device: preflight and planning ask the same rules.
 """
 
 from typing import Final
@@ -31,6 +31,7 @@ ARTIFACT_REASONS: Final = {
     Pipeline.SignersNotConfigured: Reason.SIGNERS_NOT_CONFIGURED,
     Pipeline.KeyMalformed: Reason.KEY_UNREADABLE,
     Pipeline.PlatformMissing: Reason.NO_MATCHING_PLATFORM,
+    Pipeline.PlatformAmbiguous: Reason.NO_MATCHING_PLATFORM,
     Pipeline.WrongChip: Reason.WRONG_CHIP,
     Pipeline.DigestMismatch: Reason.DIGEST_MISMATCH,
     Pipeline.SizeMismatch: Reason.DIGEST_MISMATCH,
@@ -39,6 +40,25 @@ ARTIFACT_REASONS: Final = {
     Pipeline.StorageFailed: Reason.INTERNAL_ERROR,
 }
 """All others are ArtifactInvalid."""
+
+HARDWARE_REASONS: Final = {
+    Pipeline.WrongChip: Reason.WRONG_CHIP,
+    Pipeline.ChipRevisionTooLow: Reason.CHIP_REVISION,
+    Pipeline.ChipRevisionTooHigh: Reason.CHIP_REVISION,
+    Pipeline.FeatureMissing: Reason.NO_MATCHING_PLATFORM,
+    Pipeline.FlashTooSmall: Reason.FLASH_TOO_SMALL,
+    Pipeline.ImageBeyondFlash: Reason.FLASH_TOO_SMALL,
+    Pipeline.ImageTooLarge: Reason.IMAGE_TOO_LARGE,
+    Pipeline.PartitionTableMismatch: Reason.PARTITION_MISMATCH,
+    Pipeline.SlotUnknown: Reason.NO_UPDATE_SLOT,
+    Pipeline.SecureBootUnsigned: Reason.SECURE_BOOT_MISMATCH,
+    Pipeline.EncryptionMismatch: Reason.SECURE_BOOT_MISMATCH,
+    Pipeline.SecureDownloadMode: Reason.SECURE_BOOT_MISMATCH,
+    Pipeline.SecurityVersionTooLow: Reason.SECURITY_VERSION_ROLLBACK,
+    Pipeline.SecurityVersionBurnNotAllowed: Reason.SECURITY_VERSION_BURN,
+    Pipeline.DowngradeNotAllowed: Reason.DOWNGRADE,
+}
+"""How a rule of `compatibility` is called in a task's status; all others are PreflightFailed."""
 
 
 def artifact_error(error: PipelineError) -> FlashJobError:

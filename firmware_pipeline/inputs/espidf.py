@@ -6,21 +6,20 @@
 claims: `reconcile` holds them against the bytes. Files are only read from inside the build folder.
 """
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from firmware_pipeline.errors import PipelineError, Reason
-from firmware_pipeline.inputs.files import read_file, read_inside
+from firmware_pipeline.inputs.files import read_inside
+from firmware_pipeline.inputs.foreign import Foreign, flash_offset, optional, read_json, validate
 from firmware_pipeline.inputs.reconcile import Claims, Overrides, RawFile, reconcile
 from firmware_pipeline.plan import BuildPlan, Role
 
 FLASHER_ARGS = "flasher_args.json"
 PROJECT_DESCRIPTION = "project_description.json"
 SDKCONFIG = "config/sdkconfig.json"
-MAX_JSON_SIZE = 4 * 1024 * 1024
 
 _ROLES = {
     "bootloader": Role.BOOTLOADER,
@@ -31,16 +30,7 @@ _ROLES = {
 }
 
 
-class _Foreign(BaseModel):
-    """Files of ESP-IDF: known keys are strict, others (there are many, and they change) are left alone."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
-M = TypeVar("M", bound=_Foreign)
-
-
-class _Part(_Foreign):
+class _Part(Foreign):
     offset: str
     file: str
     encrypted: bool = False
@@ -51,23 +41,23 @@ class _Part(_Foreign):
         return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
-class _FlashSettings(_Foreign):
+class _FlashSettings(Foreign):
     flash_mode: str | None = None
     flash_size: str | None = None
     flash_freq: str | None = None
 
 
-class _EsptoolArgs(_Foreign):
+class _EsptoolArgs(Foreign):
     chip: str | None = None
 
 
-class _FlasherArgs(_Foreign):
+class _FlasherArgs(Foreign):
     flash_files: Annotated[dict[str, str], Field(min_length=1, max_length=64)]
     flash_settings: _FlashSettings = _FlashSettings()
     extra_esptool_args: _EsptoolArgs = _EsptoolArgs()
 
 
-class _ProjectDescription(_Foreign):
+class _ProjectDescription(Foreign):
     project_name: str | None = None
     project_version: str | None = None
     target: str | None = None
@@ -77,7 +67,7 @@ class _ProjectDescription(_Foreign):
     git_revision: str | None = None
 
 
-class _SdkConfig(_Foreign):
+class _SdkConfig(Foreign):
     BOOTLOADER_APP_SECURE_VERSION: int | None = None
 
 
@@ -96,16 +86,18 @@ class EspIdfInput:
         Raises:
             PipelineError: Input*, App*, and whatever the parsers of `esp` refuse.
         """
-        raw = _read_json(path / FLASHER_ARGS)
-        args = _validate(_FlasherArgs, raw, path / FLASHER_ARGS)
+        raw = read_json(path / FLASHER_ARGS)
+        args = validate(_FlasherArgs, raw, path / FLASHER_ARGS)
         parts = _parts(raw, path / FLASHER_ARGS)
-        project = _optional(_ProjectDescription, path / PROJECT_DESCRIPTION)
-        sdk = _optional(_SdkConfig, path / SDKCONFIG)
+        project = optional(_ProjectDescription, path / PROJECT_DESCRIPTION)
+        sdk = optional(_SdkConfig, path / SDKCONFIG)
 
         files: list[RawFile] = []
         for text, name in args.flash_files.items():
-            offset = _offset(text, path)
-            claim = next(((role, part) for role, part in parts if _offset(part.offset, path) == offset), None)
+            offset = flash_offset(text, path / FLASHER_ARGS)
+            claim = next(
+                ((role, part) for role, part in parts if flash_offset(part.offset, path / FLASHER_ARGS) == offset), None
+            )
             if claim is not None and claim[1].file != name:
                 raise PipelineError(
                     Reason.InputDisagrees,
@@ -154,50 +146,7 @@ def _number(value: str | int | None) -> int | None:
 def _parts(raw: dict[str, Any], path: Path) -> list[tuple[Role | None, _Part]]:
     """Every top-level object that describes one file: {offset, file, encrypted}."""
     return [
-        (_ROLES.get(key), _validate(_Part, value, path))
+        (_ROLES.get(key), validate(_Part, value, path))
         for key, value in raw.items()
         if isinstance(value, dict) and {"offset", "file"} <= value.keys()
     ]
-
-
-def _offset(text: str, path: Path) -> int:
-    try:
-        offset = int(text, 0)
-    except ValueError:
-        offset = -1
-    if not 0 <= offset < 1 << 32:
-        raise PipelineError(
-            Reason.InputMalformed,
-            f"{path / FLASHER_ARGS}: {text[:40]!r} is no flash offset.",
-            "Build the project again.",
-        )
-    return offset
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(read_file(path, limit=MAX_JSON_SIZE))
-    except (ValueError, RecursionError) as error:
-        raise _malformed(path, str(error)) from error
-    if not isinstance(value, dict):
-        raise _malformed(path, "not a JSON object")
-    return value
-
-
-def _malformed(path: Path, detail: str) -> PipelineError:
-    return PipelineError(
-        Reason.InputMalformed, f"{path} is not what ESP-IDF writes ({detail[:160]}).", "Build the project again."
-    )
-
-
-def _validate(model: type[M], value: object, path: Path) -> M:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise _malformed(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def _optional(model: type[M], path: Path) -> M:
-    """A file that not every build has: its absence claims nothing."""
-    return _validate(model, _read_json(path) if path.exists() else {}, path)

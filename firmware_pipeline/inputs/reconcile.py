@@ -2,12 +2,14 @@
 """Makes a BuildPlan of files and of what a build system claims about them. Pure; claims and bytes must agree.
 
 Rules:
- 1. Each file is what its bytes are: ESP image with descriptor = application, without = bootloader, partition table by
-    its magic; other data by the type of the partition it begins. A role claimed otherwise is InputDisagrees.
+ 1. Each file is what its bytes are: ESP image with descriptor or MCUboot image = application, ESP image without =
+    bootloader (or, where the build says that it has none, the application that the ROM starts), partition table by its
+    magic; other data by the type of the partition it begins. A role claimed otherwise is InputDisagrees.
  2. Exactly one application (AppMissing, AppAmbiguous), at most one partition table; offsets are unique (InputDisagrees).
- 3. Every image is for one chip, which is also the chip claimed (InputDisagrees).
+ 3. Every image is for one chip, which is also the chip claimed (InputDisagrees). An MCUboot image names none: bootloader
+    or claim must (UnknownChip), and its load addresses lie in that chip's RAM.
  4. With a partition table, every file but bootloader and table begins a partition, an application one of type app
-    (InputDisagrees), and fits it.
+    (InputDisagrees), and fits it; with a slot size claimed the application fits that (ImageTooLarge).
  5. Flash mode, frequency and size claimed are those of the image headers: nothing rewrites headers later
     (InputDisagrees). "detect" and "keep" claim nothing.
  6. Name, version (first 31 bytes: the descriptor holds no more), secure version and revision limits claimed are those of
@@ -15,21 +17,20 @@ Rules:
  7. Empty names are refused unless the user gives one (AppNameMissing, AppVersionMissing).
  8. The layout rules L1 to L6 of `compatibility` hold.
  9. OTA data is two sectors (OtadataMalformed).
-Warnings: an application that does not end on an MMU page (what follows it is mapped but unmeasured); bytes behind it that
-are no signature; a user's name in place of another in the descriptor.
+`application` holds rules 6 and 7, and warns: of an application that does not end on an MMU page (what follows it is mapped
+but unmeasured), of bytes behind it that are no signature, of a user's name in place of another in the descriptor.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from firmware_pipeline.compatibility import check_layout
 from firmware_pipeline.config import from_plan
 from firmware_pipeline.errors import PipelineError, Reason
-from firmware_pipeline.esp.chips import Chip, by_target
+from firmware_pipeline.esp.chips import FLASH_MODES, FLASH_SIZES, Chip, by_target
 from firmware_pipeline.esp.image import IMAGE_MAGIC, ImageInfo, parse_image
-from firmware_pipeline.esp.measurement import measure_image
+from firmware_pipeline.esp.mcuboot import is_mcuboot, parse_mcuboot
 from firmware_pipeline.esp.otadata import parse_otadata
 from firmware_pipeline.esp.partitions import (
     DEFAULT_TABLE_OFFSET,
@@ -39,10 +40,10 @@ from firmware_pipeline.esp.partitions import (
     parse_table,
     table_sha256,
 )
-from firmware_pipeline.esp.signature import find_signatures
 from firmware_pipeline.features import normalise_features
+from firmware_pipeline.inputs.application import esp_application, mcuboot_application
+from firmware_pipeline.inputs.claims import Claims, Overrides, RawFile, compare, disagrees
 from firmware_pipeline.plan import (
-    AppInfo,
     BuildInfo,
     BuildPlan,
     FlashSettings,
@@ -50,63 +51,12 @@ from firmware_pipeline.plan import (
     PartitionEntry,
     PlannedFile,
     Role,
-    SecureBoot,
 )
 
 _BY_SUBTYPE = {
     "ota": Role.OTADATA, "nvs": Role.NVS, "spiffs": Role.SPIFFS, "littlefs": Role.LITTLEFS, "fat": Role.FATFS,
 }  # fmt: skip
-_DESCRIPTOR_TEXT = 31
-
-
-@dataclass(frozen=True, slots=True)
-class RawFile:
-    """One file as found: flash offset in bytes, bare name, bytes; role and encryption as the build claims them."""
-
-    offset: int
-    name: str
-    data: bytes
-    role: Role | None = None
-    encrypt: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """What a build system says; None = says nothing. `source` names the file that says so."""
-
-    source: str
-    chip: str | None = None
-    flash_mode: str | None = None
-    flash_freq: str | None = None
-    flash_size: str | None = None
-    project_name: str | None = None
-    version: str | None = None
-    secure_version: int | None = None
-    min_rev: int | None = None
-    max_rev: int | None = None
-    framework: str | None = None
-    framework_version: str | None = None
-    revision: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What the user says on the command line: name and version for the artifact, provenance, features (see `features`)."""
-
-    name: str | None = None
-    version: str | None = None
-    source: str | None = None
-    revision: str | None = None
-    features: tuple[str, ...] = ()
-
-
-def _disagrees(message: str, next_step: str = "Build again from a clean folder.") -> PipelineError:
-    return PipelineError(Reason.InputDisagrees, message, next_step)
-
-
-def _compare(what: str, claimed: object, found: object, source: str) -> None:
-    if claimed is not None and claimed != found:
-        raise _disagrees(f"{source} says {what} {claimed!s:.80}, the image's bytes say {found!s:.80}.")
+__all__ = ["Claims", "Overrides", "RawFile", "reconcile"]
 
 
 def reconcile(files: Sequence[RawFile], claims: Claims, overrides: Overrides) -> BuildPlan:
@@ -117,37 +67,46 @@ def reconcile(files: Sequence[RawFile], claims: Claims, overrides: Overrides) ->
     """
     _unique_offsets(files)
     images = {file.offset: parse_image(file.data) for file in files if file.data[0] == IMAGE_MAGIC}
-    app_file = _one_app(files, images)
-    info = images[app_file.offset]
-    _same_chip(files, images, claims)
+    app_file = _one_app(files, images, claims)
+    chip = _same_chip(files, images, claims)
     _flash_settings(images.values(), claims)
-    flash = FlashSettings.model_validate({"mode": info.flash_mode, "freq": info.flash_freq, "size": info.flash_size})
+    image = images.get(app_file.offset)
+    bootloader = next((other for offset, other in images.items() if offset != app_file.offset), None)
+    if image is not None:
+        app = esp_application(app_file, image, claims, overrides)
+    else:
+        app = mcuboot_application(app_file, parse_mcuboot(app_file.data), chip, bootloader, claims, overrides)
+    flash = _flash(image or bootloader, claims)
     table_file, table = _partition_table(files, flash.size_bytes)
-    planned = [_place(file, images.get(file.offset), table) for file in sorted(files, key=lambda f: f.offset)]
-    signatures = find_signatures(app_file.data, info.image_length)
-    app, warnings = _app_info(info, claims, overrides)
+    planned = [_place(file, images.get(file.offset), table, app_file) for file in sorted(files, key=lambda f: f.offset)]
     plan = BuildPlan(
-        target=info.chip.target,
-        chip_id=info.chip.chip_id,
-        min_rev=info.min_rev,
-        max_rev=info.max_rev,
+        target=chip.target,
+        chip_id=chip.chip_id,
+        min_rev=app.min_rev,
+        max_rev=app.max_rev,
         flash=flash,
         files=tuple(_distinct_names(planned)),
-        app=app,
-        measurements=tuple(MeasurementEntry.of(m) for m in measure_image(app_file.data, info)),
+        app=app.info,
+        measurements=tuple(MeasurementEntry.of(m) for m in app.measurements),
         partitions=tuple(PartitionEntry.of(row) for row in table.partitions) if table else (),
         partition_table_sha256=table_sha256(table_file.data).hex() if table_file else None,
         partition_table_offset=table_file.offset if table_file else None,
-        secure_boot=SecureBoot(key_digests=tuple(s.key_digest.hex() for s in signatures)) if signatures else None,
+        secure_boot=app.secure_boot,
         build=BuildInfo(
             framework=claims.framework or "espidf",
-            framework_version=claims.framework_version or (info.app.idf_version if info.app else None) or None,
+            framework_version=claims.framework_version or app.info.idf_version,
             source=overrides.source,
             revision=overrides.revision or claims.revision,
         ),
         features=normalise_features(overrides.features),
-        warnings=(*warnings, *_tail_warnings(app_file, info, signed=bool(signatures))),
+        warnings=app.warnings,
     )
+    if claims.slot_size is not None and len(app_file.data) > claims.slot_size:
+        raise PipelineError(
+            Reason.ImageTooLarge,
+            f"{app_file.name} has {len(app_file.data)} bytes, the slot it is built for {claims.slot_size}.",
+            "Make the application smaller, or the slot larger.",
+        )
     for mismatch in check_layout(from_plan(plan)):
         raise mismatch.to_error()
     return plan
@@ -156,21 +115,24 @@ def reconcile(files: Sequence[RawFile], claims: Claims, overrides: Overrides) ->
 def _unique_offsets(files: Sequence[RawFile]) -> None:
     for offset, count in Counter(file.offset for file in files).items():
         if count > 1:
-            raise _disagrees(f"{count} files are to be written at 0x{offset:x}.", "Name each offset once.")
+            raise disagrees(f"{count} files are to be written at 0x{offset:x}.", "Name each offset once.")
 
 
-def _one_app(files: Sequence[RawFile], images: dict[int, ImageInfo]) -> RawFile:
+def _one_app(files: Sequence[RawFile], images: dict[int, ImageInfo], claims: Claims) -> RawFile:
     """Rule 2, and that what is called an application is one, not a whole flash."""
+    mcuboot = [file for file in files if is_mcuboot(file.data)]
     for file in files:
-        if file.role in (Role.APP, Role.BOOTLOADER) and file.offset not in images:
+        if file.role in (Role.APP, Role.BOOTLOADER) and file.offset not in images and file not in mcuboot:
             parse_image(file.data)  # says what is wrong with it
         if file.offset in images and _is_merged(file, images[file.offset]):
-            raise _disagrees(
+            raise disagrees(
                 f"{file.name} at 0x{file.offset:x} is a merged image of a whole flash; writing it would wipe OTA data and "
                 "settings.",
                 "Give the file alone, without offset, to have it cut into its parts; or name the parts with their offsets.",
             )
-    apps = [file for file in files if file.offset in images and images[file.offset].app is not None]
+    apps = [file for file in files if file.offset in images and images[file.offset].app is not None] + mcuboot
+    if claims.bare_application and not apps:
+        apps = [file for file in files if file.role is Role.APP]
     if len(apps) > 1:
         names = ", ".join(f"{file.name} at 0x{file.offset:x}" for file in apps)
         raise PipelineError(
@@ -196,11 +158,30 @@ def _same_chip(files: Sequence[RawFile], images: dict[int, ImageInfo], claims: C
     chips = {images[file.offset].chip.target: file.name for file in files if file.offset in images}
     if len(chips) > 1:
         pairs = ", ".join(f"{name} for {target}" for target, name in sorted(chips.items()))
-        raise _disagrees(f"The images are for different chips: {pairs}.")
-    chip = next(iter(images.values())).chip
+        raise disagrees(f"The images are for different chips: {pairs}.")
+    chip = next((image.chip for image in images.values()), claimed)
+    if chip is None:
+        raise PipelineError(
+            Reason.UnknownChip, "No file says which chip the firmware is for.", "Name the chip with --chip."
+        )
     if claimed is not None and claimed != chip:
-        raise _disagrees(f"{claims.source} says chip {claimed.target}, the image's bytes say {chip.target}.")
+        raise disagrees(f"{claims.source} says chip {claimed.target}, the image's bytes say {chip.target}.")
     return chip
+
+
+def _flash(image: ImageInfo | None, claims: Claims) -> FlashSettings:
+    """The settings of the header that the chip follows; without one, those claimed."""
+    if image is not None:
+        mode, freq, size = image.flash_mode, image.flash_freq, image.flash_size
+    else:
+        mode, freq, size = claims.flash_mode or "", claims.flash_freq, claims.flash_size or ""
+    if mode not in FLASH_MODES or size not in FLASH_SIZES:
+        raise PipelineError(
+            Reason.InputMissing,
+            "No file says the flash mode and size that the firmware is for.",
+            "Add the bootloader to the build; its header says them.",
+        )
+    return FlashSettings.model_validate({"mode": mode, "freq": freq, "size": size})
 
 
 def _flash_settings(images: Iterable[ImageInfo], claims: Claims) -> None:
@@ -210,11 +191,11 @@ def _flash_settings(images: Iterable[ImageInfo], claims: Claims) -> None:
         return None if value in (None, "keep", "detect") else value
 
     for info in images:
-        _compare("flash mode", said(claims.flash_mode), info.flash_mode, claims.source)
-        _compare("flash size", said(claims.flash_size), info.flash_size, claims.source)
+        compare("flash mode", said(claims.flash_mode), info.flash_mode, claims.source)
+        compare("flash size", said(claims.flash_size), info.flash_size, claims.source)
         freq = said(claims.flash_freq)
         if freq and info.chip.flash_freq.get(freq) != info.chip.flash_freq.get(info.flash_freq or ""):
-            _compare("flash frequency", freq, info.flash_freq, claims.source)
+            compare("flash frequency", freq, info.flash_freq, claims.source)
 
 
 def _partition_table(files: Sequence[RawFile], flash_size: int) -> tuple[RawFile, PartitionTable] | tuple[None, None]:
@@ -226,24 +207,24 @@ def _partition_table(files: Sequence[RawFile], flash_size: int) -> tuple[RawFile
     if not found:
         return None, None
     if len(found) > 1:
-        raise _disagrees(f"{len(found)} files are partition tables; a device has one.")
+        raise disagrees(f"{len(found)} files are partition tables; a device has one.")
     return found[0], parse_table(found[0].data, table_offset=found[0].offset, flash_size=flash_size)
 
 
-def _place(file: RawFile, info: ImageInfo | None, table: PartitionTable | None) -> PlannedFile:
+def _place(file: RawFile, info: ImageInfo | None, table: PartitionTable | None, app: RawFile) -> PlannedFile:
     """Rules 1, 4 and 9: role and partition of one file."""
     where = f"{file.name} at 0x{file.offset:x}"
     row = table.starting_at(file.offset) if table else None
-    role = _role(file, info, row)
+    role = Role.APP if file is app else _role(file, info, row)
     if file.role is not None and role is not file.role:
-        raise _disagrees(f"{where} is called {file.role}, but its bytes and its partition say {role}.")
+        raise disagrees(f"{where} is called {file.role}, but its bytes and its partition say {role}.")
     if role is Role.OTADATA:
         parse_otadata(file.data)
     if table is not None and role not in (Role.BOOTLOADER, Role.PARTITION_TABLE):
         if row is None:
-            raise _disagrees(f"{where} begins no partition of the partition table.")
+            raise disagrees(f"{where} begins no partition of the partition table.")
         if row.is_app is not (role is Role.APP):
-            raise _disagrees(f"{where} is {role}, but partition {row.name!r} there is of type {row.type_name}.")
+            raise disagrees(f"{where} is {role}, but partition {row.name!r} there is of type {row.type_name}.")
     return PlannedFile(
         role=role,
         offset=file.offset,
@@ -281,56 +262,3 @@ def _distinct_names(files: Iterable[PlannedFile]) -> list[PlannedFile]:
     listed = list(files)
     counts = Counter(file.name for file in listed)
     return [f.model_copy(update={"name": f"{f.offset:x}-{f.name}"}) if counts[f.name] > 1 else f for f in listed]
-
-
-def _app_info(info: ImageInfo, claims: Claims, overrides: Overrides) -> tuple[AppInfo, list[str]]:
-    """Rules 6 and 7."""
-    app = info.app
-    if app is None:
-        raise PipelineError(Reason.AppDescriptorMissing, "The application has no descriptor.", "Build it with ESP-IDF.")
-    warnings: list[str] = []
-    values: dict[str, str] = {}
-    for what, found, claimed, given, option, reason in (
-        ("project name", app.project_name, claims.project_name, overrides.name, "--name", Reason.AppNameMissing),
-        ("version", app.version, claims.version, overrides.version, "--app-version", Reason.AppVersionMissing),
-    ):
-        if claimed is not None and found:
-            _compare(what, claimed.encode()[:_DESCRIPTOR_TEXT].decode(errors="ignore"), found, claims.source)
-        if given and found and given != found:
-            warnings.append(f"The artifact's {what} is {given!r}, but the device will report {found!r}.")
-        if not (given or found):
-            raise PipelineError(
-                reason,
-                f"The application descriptor holds no {what}; an artifact without one could not be told apart.",
-                f"Set it in the build, or give it with {option}.",
-            )
-        values[what] = given or found
-    _compare("secure version", claims.secure_version, app.secure_version, claims.source)
-    _compare("minimum chip revision", claims.min_rev, info.min_rev, claims.source)
-    if info.max_rev is not None:
-        _compare("maximum chip revision", claims.max_rev, info.max_rev, claims.source)
-    return (
-        AppInfo(
-            project_name=values["project name"],
-            version=values["version"],
-            secure_version=app.secure_version,
-            idf_version=app.idf_version or None,
-            elf_sha256=app.elf_sha256.hex() if any(app.elf_sha256) else None,
-        ),
-        warnings,
-    )
-
-
-def _tail_warnings(file: RawFile, info: ImageInfo, *, signed: bool) -> list[str]:
-    warnings: list[str] = []
-    if not info.fills_pages:
-        rest = -info.image_length % info.mmu_page_size
-        warnings.append(
-            f"{file.name} leaves {rest} bytes of its last {info.mmu_page_size // 1024} KiB page mapped but unmeasured; "
-            "build with padding to the MMU page to close the gap."
-        )
-    if not signed and file.data[info.image_length :].strip(b"\xff"):
-        warnings.append(
-            f"{file.name} has {len(file.data) - info.image_length} bytes behind the image that nothing measures."
-        )
-    return warnings

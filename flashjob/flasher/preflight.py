@@ -19,32 +19,15 @@ from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.errors import Reason as PipelineReason
 from firmware_pipeline.esp.chips import by_target
 from firmware_pipeline.esp.image import parse_image
-from firmware_pipeline.esp.measurement import measure_image
+from firmware_pipeline.esp.mcuboot import is_mcuboot, parse_mcuboot
+from firmware_pipeline.esp.measurement import measure
 from firmware_pipeline.hardware import HardwareFacts
 from flashjob.errors import FlashJobError
 from flashjob.flasher.transports.base import problem
+from flashjob.pipeline_reasons import HARDWARE_REASONS
 from flashjob.wire.pod import Assignment, TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
-
-REASONS = {
-    PipelineReason.WrongChip: Reason.WRONG_CHIP,
-    PipelineReason.ChipRevisionTooLow: Reason.CHIP_REVISION,
-    PipelineReason.ChipRevisionTooHigh: Reason.CHIP_REVISION,
-    PipelineReason.FlashTooSmall: Reason.FLASH_TOO_SMALL,
-    PipelineReason.ImageBeyondFlash: Reason.FLASH_TOO_SMALL,
-    PipelineReason.ImageTooLarge: Reason.IMAGE_TOO_LARGE,
-    PipelineReason.PartitionTableMismatch: Reason.PARTITION_MISMATCH,
-    PipelineReason.SlotUnknown: Reason.NO_UPDATE_SLOT,
-    PipelineReason.SecureBootUnsigned: Reason.SECURE_BOOT_MISMATCH,
-    PipelineReason.EncryptionMismatch: Reason.SECURE_BOOT_MISMATCH,
-    PipelineReason.SecureDownloadMode: Reason.SECURE_BOOT_MISMATCH,
-    PipelineReason.SecurityVersionTooLow: Reason.SECURITY_VERSION_ROLLBACK,
-    PipelineReason.SecurityVersionBurnNotAllowed: Reason.SECURITY_VERSION_BURN,
-    PipelineReason.DowngradeNotAllowed: Reason.DOWNGRADE,
-}
-"""How a pipeline reason is called in a task's status; all others are PreflightFailed."""
-
 
 _UNREAD = (PipelineReason.HardwareUnknown, PipelineReason.SlotUnknown)
 
@@ -60,13 +43,16 @@ def check_identity(assignment: Assignment, *, mac: str | None = None, ueid: byte
 def check_image(image: bytes, target: Target) -> None:
     """Rule 2. Raises FlashJobError ArtifactInvalid or WrongChip."""
     try:
-        info = parse_image(image)
         wanted = by_target(target.chip)
+        if is_mcuboot(image):
+            right = parse_mcuboot(image).runs_on(wanted)
+        else:
+            right = parse_image(image).chip == wanted
+        found = {(m.scheme, m.alg, m.value.hex()) for m in measure(image)}
     except PipelineError as error:
         raise problem(Reason.ARTIFACT_INVALID, error.message) from error
-    if info.chip.chip_id != wanted.chip_id:
-        raise problem(Reason.WRONG_CHIP, f"the image's header says {info.chip.target}, the artifact {target.chip}")
-    found = {(m.scheme, m.alg, m.value.hex()) for m in measure_image(image, info)}
+    if not right:
+        raise problem(Reason.WRONG_CHIP, f"the image's header is not of {target.chip}, which the artifact says")
     for expected in target.measurements:
         if (expected.scheme, expected.alg, expected.value) not in found:
             message = f"the image's {expected.scheme} measurement (alg {expected.alg}) is not the pinned one"
@@ -90,7 +76,7 @@ def check_hardware(assignment: Assignment, facts: HardwareFacts, config: Firmwar
         # What is known to be wrong says more than what could not be read because of it.
         mismatches.sort(key=lambda mismatch: mismatch.reason in _UNREAD)
         first = mismatches[0]
-        reason = REASONS.get(first.reason, Reason.PREFLIGHT_FAILED)
+        reason = HARDWARE_REASONS.get(first.reason, Reason.PREFLIGHT_FAILED)
         message = " ".join(mismatch.message for mismatch in mismatches)
         raise FlashJobError(reason.value, message[:1000], first.next_step)
 

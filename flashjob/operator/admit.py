@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from attestation.policy import AttestationPolicySpec, RequiredSigners
+from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.signing.policy import VerificationPolicy
 from flashjob.api.flashjob import PinnedFirmware, SecretKeyRef, Verify
 from flashjob.cluster.kubeapi import ApiError, KubeApi
@@ -43,6 +44,7 @@ class _Known:
     firmware: PinnedFirmware | None = None
     chips: tuple[str, ...] | None = None
     targets: dict[str, Target] = field(default_factory=dict)
+    configs: dict[str, FirmwareConfig] = field(default_factory=dict)
     refused_chips: dict[str, Refusal] = field(default_factory=dict)
     policies: dict[tuple[str, RequiredSigners | None], Policy] = field(default_factory=dict)
     failures: int = 0
@@ -99,6 +101,7 @@ class Admitter:
         wanted = {device.policy: policies.get(device.policy) for device in devices}
         admission = Admission(
             targets=dict(known.targets),
+            configs=dict(known.configs),
             refused_chips=dict(known.refused_chips),
             policies={
                 name: known.policies[name, spec.required_signers] for name, spec in wanted.items() if spec is not None
@@ -149,7 +152,7 @@ class Admitter:
             chips.add(known.chips[0])
         for chip in sorted(chips & set(known.chips or ()) - known.targets.keys() - known.refused_chips.keys()):
             try:
-                known.targets[chip] = await asyncio.to_thread(artifact.target, digest, chip)
+                known.targets[chip], known.configs[chip] = await asyncio.to_thread(artifact.target, digest, chip)
             except Refused as error:
                 if error.passing:
                     raise

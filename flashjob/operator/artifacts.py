@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from attestation.policy import RequiredSigners
 from firmware_pipeline import api
+from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.credentials import Credentials, parse_docker_config
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.errors import Reason as Pipeline
@@ -86,8 +87,8 @@ class Artifact(Protocol):
         """Names of those keys that signed the digest; Refused where not everything that the policy wants is proven."""
         ...
 
-    def target(self, digest: str, chip: str) -> Target:
-        """What a device of this chip is to become."""
+    def target(self, digest: str, chip: str) -> tuple[Target, FirmwareConfig]:
+        """What a device of this chip is to become, and the signed config that says which devices it fits."""
         ...
 
 
@@ -133,11 +134,11 @@ class PipelineArtifact:
         except PipelineError as error:
             raise refused(error) from error
 
-    def target(self, digest: str, chip: str) -> Target:
+    def target(self, digest: str, chip: str) -> tuple[Target, FirmwareConfig]:
         """See Artifact."""
         try:
             found = api.open_chip(self._store, digest, chip)
-            return pin(self.repository, digest, found, plain_http=self._plain_http)
+            return pin(self.repository, digest, found, plain_http=self._plain_http), found.config
         except PipelineError as error:
             raise refused(error) from error
 

@@ -10,7 +10,9 @@
 7. NoMatchingPlatform: no image for its chip. A chip that nobody has read yet is left to preflight where the artifact has
    one image only; with several it is refused, since nobody could say which.
 8. ArtifactInvalid and the like: the image of its chip cannot be used.
-9. ImageTooLarge, SecurityVersionRollback, Downgrade: as far as status and floors tell; preflight checks all of it again.
+9. ImageTooLarge, SecurityVersionRollback, Downgrade: as far as slot size and floors tell.
+10. Every rule of firmware_pipeline.compatibility, as far as the recorded hardware tells: revision, flash size, slot, secure
+   boot, features. What nobody has recorded is left to preflight, which checks all of it again.
 
 Rules 2 and 3 are asked again before each attempt.
 """
@@ -18,6 +20,10 @@ Rules 2 and 3 are asked again before each attempt.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from firmware_pipeline.compatibility import CheckOptions, check
+from firmware_pipeline.config import FirmwareConfig
+from firmware_pipeline.hardware import HardwareFacts
+from flashjob.pipeline_reasons import HARDWARE_REASONS
 from flashjob.wire.pod import TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
@@ -120,10 +126,37 @@ def _floors(job: Job, device: Device, target: Target) -> Refusal | None:
     return None
 
 
+def _hardware(job: Job, device: Device, target: Target, config: FirmwareConfig, kind: TransportKind) -> Refusal | None:
+    """Rule 10."""
+    known = device.facts
+    if known is None:
+        return None
+    facts = HardwareFacts(
+        target=known.chip,
+        revision=known.revision,
+        flash_size=known.flash_size or None,
+        secure_boot=known.secure_boot,
+        flash_encryption="off" if known.flash_encryption is False else None,  # "on" may be either mode
+        target_slot_size=known.slot_size or None,
+    )
+    options = CheckOptions(
+        complete=False,
+        transport="serial" if kind is TransportKind.SERIAL else "network",
+        allow_downgrade=job.spec.safety.allow_downgrade,
+        allow_security_version_burn=job.spec.safety.allow_security_version_burn,
+        sequence=target.sequence or None,
+    )
+    found = check(facts, config, options=options)
+    if not found:
+        return None
+    reason = HARDWARE_REASONS.get(found[0].reason, Reason.PREFLIGHT_FAILED)
+    return refuse(reason, f"Device {device.name}: {' '.join(mismatch.message for mismatch in found)}"[:800])
+
+
 def admit(
     job: Job, device: Device, enrolment: Enrolment, leases: Mapping[str, Lease], admission: Admission
 ) -> Admitted | Refusal:
-    """Rules 1 to 9, in this order."""
+    """Rules 1 to 10, in this order."""
     refusal = conflict(device, enrolment, leases) or withheld(device)
     if refusal is not None:
         return refusal
@@ -140,4 +173,8 @@ def admit(
     target = _image(device, admission)
     if isinstance(target, Refusal):
         return target
-    return _floors(job, device, target) or Admitted(transport, target)
+    config = admission.configs.get(target.chip)
+    refusal = _floors(job, device, target)
+    if refusal is None and config is not None:
+        refusal = _hardware(job, device, target, config, transport)
+    return refusal or Admitted(transport, target)

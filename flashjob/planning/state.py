@@ -8,6 +8,7 @@ leases by device id. `device` always means the device's id, `name` an object's n
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from firmware_pipeline.config import FirmwareConfig
 from flashjob.api.device import DeviceStatus, Hardware
 from flashjob.api.flashjob import FlashJobSpec, FlashJobStatus
 from flashjob.api.flashtask import FlashTaskStatus
@@ -190,6 +191,7 @@ class Admission:
         waiting: trouble that passes by itself.
         refused: ends the job.
         targets: by chip, what a device of that chip is to become; a chip that is absent has no image.
+        configs: by chip, the signed config of that target; where it is absent preflight alone judges the hardware.
         policies: by name, whether the policy's demands on the artifact are met; absent: there is no such policy.
         refused_chips: images that exist but cannot be used.
     """
@@ -197,6 +199,7 @@ class Admission:
     waiting: Refusal | None = None
     refused: Refusal | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
+    configs: Mapping[str, FirmwareConfig] = field(default_factory=dict)
     policies: Mapping[str, Policy] = field(default_factory=dict)
     refused_chips: Mapping[str, Refusal] = field(default_factory=dict)
 

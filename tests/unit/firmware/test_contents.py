@@ -83,6 +83,8 @@ def test_a_config_that_does_not_describe_its_images(
     assert judge(change(plan), role) == expected
 
 
-def test_a_measurement_of_a_scheme_the_image_has_not_is_another_checks_business(plan: BuildPlan) -> None:
+def test_rule_3_a_measurement_of_a_scheme_that_the_image_has_not(plan: BuildPlan) -> None:
     other = MeasurementEntry(scheme="mcuboot", alg=-16, value="0" * 64)
-    assert judge(plan.model_copy(update={"measurements": (*plan.measurements, other)}), Role.APP) == []
+    assert judge(plan.model_copy(update={"measurements": (*plan.measurements, other)}), Role.APP) == [
+        Reason.ContentDisagrees
+    ]

@@ -17,6 +17,7 @@ from firmware_pipeline.hardware import HardwareFacts
 from firmware_pipeline.inputs.files import load_files
 from flashjob.errors import FlashJobError
 from flashjob.flasher import preflight
+from flashjob.pipeline_reasons import HARDWARE_REASONS
 from flashjob.wire.pod import Assignment
 from flashjob.wire.target import Target
 
@@ -143,4 +144,4 @@ def test_all_compatibility_reasons_are_named_or_knowingly_general() -> None:
     }  # fmt: skip
     names = list(PipelineReason)
     first, last = names.index(PipelineReason.WrongChip), names.index(PipelineReason.HardwareUnknown)
-    assert {r.value for r in names[first : last + 1] if r not in preflight.REASONS} == general
+    assert {r.value for r in names[first : last + 1] if r not in HARDWARE_REASONS} == general
