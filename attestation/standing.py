@@ -79,9 +79,7 @@ def changed(history: tuple[Change, ...], verb: Verb, *, by: str, reason: str, at
     Raises:
         Reject: ``standing``, a rule does not allow it.
     """
-    for name, value, most in (("by", by, _MOST_NAME), ("reason", reason, _MOST_REASON)):
-        if not value.strip() or len(value) > most or not value.isprintable():
-            raise Reject(Code.STANDING, f"{name} must be 1 to {most} printable characters: say who and why")
+    check_who_and_why(by, reason)
     now = current(history)
     sources, result = _RESULT[verb]
     if now not in sources:
@@ -89,6 +87,13 @@ def changed(history: tuple[Change, ...], verb: Verb, *, by: str, reason: str, at
         final = ", and that is final: enroll other hardware" if now is Standing.REVOKED else ""
         raise Reject(Code.STANDING, f"cannot {verb} a device that is {now}{last}{final}")
     return (*history, Change(result, by, reason, at))[-MOST_CHANGES:]
+
+
+def check_who_and_why(by: str, reason: str) -> None:
+    """Rule 1, for every decision that a person makes about a device. Raises Reject ``standing``."""
+    for name, value, most in (("by", by, _MOST_NAME), ("reason", reason, _MOST_REASON)):
+        if not value.strip() or len(value) > most or not value.isprintable():
+            raise Reject(Code.STANDING, f"{name} must be 1 to {most} printable characters: say who and why")
 
 
 def current(history: tuple[Change, ...]) -> Standing:

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from attestation.cli import explain, verify
+from attestation.cli import ask, enroll, explain, mint, policy, reappraise, verify
 from attestation.cli.common import Exit
 
 __all__ = ["Exit", "app", "main"]
@@ -21,6 +21,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 # A verb is one line here, and one module.
 app.command("verify")(verify.command)
 app.command("explain")(explain.command)
+app.command("ask")(ask.command)
+app.add_typer(enroll.app, name="enroll")
+app.add_typer(policy.app, name="policy")
+app.command("reappraise")(reappraise.command)
+app.add_typer(mint.app, name="mint")
 
 
 def main() -> None:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``attest reappraise``: which devices would fail under another policy? Offline, from recorded evidence."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from attestation.cli.common import AsJson, Exit, default_trust, iso, json_or, policy_from, public_key, verb
+from attestation.evidence_store import EvidenceStore, Line
+from attestation.policy import AttestationPolicySpec, policy_hash
+from attestation.reappraisal import Outcome, Reappraisal, reappraise
+
+_STYLE = {Outcome.HOLDS: "green", Outcome.MENDS: "green", Outcome.STILL_FAILS: "yellow"}
+
+
+@verb
+def command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of evidence records.")],
+    policy: Annotated[str, typer.Option(help="The new policy, file; - reads stdin.")],
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Public key that may have signed the records; repeatable. Default: evidence.pub of the trust."
+        ),
+    ] = None,
+    trust: Annotated[Path | None, typer.Option(help="Trust directory.", show_default="user data directory")] = None,
+    device: Annotated[str | None, typer.Option(help="Only the device whose id begins so.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every record, not only the newest of each device.")] = False,
+    policy_only: Annotated[
+        bool,
+        typer.Option(
+            "--policy-only", help="An application counts only if the policy names it, not as confirmed or pinned then."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge recorded evidence under another policy, as of its own time.
+
+    Exit codes: 0 every device would still be accepted; 1 some would fail, or fail still; 4 a record does not hold, or
+    directory, key or policy cannot be used.
+    """
+    named = key or [str((trust or default_trust()) / "evidence.pub")]
+    accepted = [public_key(one, "--key") for one in named]
+    rules = policy_from(policy)
+    store = EvidenceStore(directory)
+    found = [(line, _again(store, line, accepted, rules, policy_only)) for line in _chosen(store, device, every)]
+    content = {
+        "policyHash": policy_hash(rules).hex(),
+        "head": store.head(),
+        "devices": [_as_json(line, result) for line, result in found],
+        "counts": {outcome.value: sum(result.outcome is outcome for _, result in found) for outcome in Outcome},
+    }
+    json_or(as_json, content, lambda: _show(found))
+    outcomes = {result.outcome for _, result in found}
+    if Outcome.UNREADABLE in outcomes:
+        raise typer.Exit(Exit.TRUST)
+    raise typer.Exit(Exit.REJECTED if outcomes & {Outcome.FAILS, Outcome.STILL_FAILS} else Exit.PROVEN)
+
+
+def _chosen(store: EvidenceStore, device: str | None, every: bool) -> list[Line]:
+    lines = [line for line in store.lines() if device is None or line.device.startswith(device.lower())]
+    if not lines:
+        raise typer.BadParameter(f"{store.root} has no record{' of that device' if device else ''}")
+    if every:
+        return lines
+    newest = {line.device: line for line in lines}
+    return [newest[one] for one in sorted(newest)]
+
+
+def _again(
+    store: EvidenceStore, line: Line, accepted: list[Any], policy: AttestationPolicySpec, policy_only: bool
+) -> Reappraisal:
+    result = reappraise(store.envelope(line.record), accepted, policy, policy_only=policy_only)
+    record = result.record
+    if record is None or (record.id, record.at) == (line.device, line.at):
+        return result
+    return Reappraisal(Outcome.UNREADABLE, "record.hash", "the index names another device or time than the record")
+
+
+def _as_json(line: Line, result: Reappraisal) -> dict[str, Any]:
+    return {
+        "device": line.device,
+        "record": line.record,
+        "at": iso(line.at),
+        "outcome": result.outcome,
+        "code": result.code,
+        "message": result.message,
+        "about": dict(result.record.about) if result.record else {},
+    }
+
+
+def _show(found: list[tuple[Line, Reappraisal]]) -> None:
+    table = Table("device", "judged at", "runs", "outcome", "why")
+    for line, result in found:
+        claims = result.verdict.claims if result.verdict else None
+        why = f"{result.code}: {result.message}" if result.code else result.message
+        table.add_row(
+            Text(line.device[:16]),
+            Text(iso(line.at)),
+            Text(f"{claims.application} {claims.version}" if claims else ""),
+            Text(result.outcome.value, _STYLE.get(result.outcome, "bold red")),
+            Text(why),
+        )
+    console = Console()
+    console.print(table)
+    failing = sum(result.outcome in (Outcome.FAILS, Outcome.STILL_FAILS) for _, result in found)
+    console.print(Text(f"{failing} of {len(found)} would fail"))
