@@ -24,7 +24,14 @@ _ROW_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One fact that differs; `old` is None when it was added, `new` when it was removed."""
+    """One fact that differs.
+
+    Attributes:
+        chip: with the features that its build demands.
+        path: of the fact.
+        old: None when it was added.
+        new: None when it was removed.
+    """
 
     chip: str
     path: str
@@ -44,13 +51,17 @@ def compare(old: Sequence[ChipArtifact], new: Sequence[ChipArtifact]) -> list[Ch
     Args:
         old, new: the chips of each artifact.
     """
-    before = {(chip.target, path): value for chip in old for path, value in facts(chip)}
-    after = {(chip.target, path): value for chip in new for path, value in facts(chip)}
+    before = {(_name(chip), path): value for chip in old for path, value in facts(chip)}
+    after = {(_name(chip), path): value for chip in new for path, value in facts(chip)}
     return [
         Change(chip, path, before.get((chip, path)), after.get((chip, path)))
         for chip, path in sorted(before.keys() | after.keys())
         if before.get((chip, path)) != after.get((chip, path))
     ]
+
+
+def _name(chip: ChipArtifact) -> str:
+    return " ".join((chip.target, *chip.config.features))
 
 
 def facts(chip: ChipArtifact) -> Iterator[tuple[str, Any]]:

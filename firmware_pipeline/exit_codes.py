@@ -19,6 +19,7 @@ CHECK_FAILED: Final = 6
 INTERRUPTED: Final = 130
 _USAGE: Final = frozenset(
     {
+        Reason.FeatureMalformed,
         Reason.ReferenceMalformed,
         Reason.KeyMalformed,
         Reason.SignersNotConfigured,

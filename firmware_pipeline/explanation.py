@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from firmware_pipeline import downgrade
-from firmware_pipeline.artifact import ChipArtifact, chips
+from firmware_pipeline.artifact import ChipArtifact, chips, find_chip
 from firmware_pipeline.contents import check_contents
 from firmware_pipeline.downgrade import Installed, Offered, Outcome
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.chips import normalise_target
-from firmware_pipeline.opening import open_chip, read_layer, verify_policy
+from firmware_pipeline.opening import open_manifest, read_layer, verify_policy
 from firmware_pipeline.signing.policy import VerificationPolicy
 from firmware_pipeline.signing.release import read_sequence
 from firmware_pipeline.store import ArtifactStore
@@ -89,9 +89,15 @@ def explain(
         verified = verify_policy(store, digest, policy)
         signers = verified.signers
         checks.append(Check(rule, Outcome.PASSED, f"signed by {', '.join(signers)}"))
-        for name in [normalise_target(chip)] if chip else chips(verified.index):
+        wanted = normalise_target(chip) if chip else None
+        if wanted is not None and wanted not in chips(verified.index):
+            find_chip(verified.index, wanted)  # says what is there instead
+        for entry in verified.index.manifests:
+            name = entry.platform.variant if entry.platform else None
+            if name is None or wanted not in (None, name):
+                continue
             rule = f"{name} manifest"
-            found.append(open_chip(store, digest, name))
+            found.append(open_manifest(store, entry.digest, name, size=entry.size))
             said = "with" if found[-1].release_statement else "without"
             checks.append(Check(rule, Outcome.PASSED, f"manifest and config agree, {said} release statement"))
     except PipelineError as error:

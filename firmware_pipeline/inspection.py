@@ -8,14 +8,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from firmware_pipeline.artifact import ChipArtifact, chips, find_chip
+from firmware_pipeline.artifact import ChipArtifact
 from firmware_pipeline.comparison import Change, compare
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.measurement import measure
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.oci import MANIFEST_TYPE, Manifest, parse_document, strict_json
-from firmware_pipeline.opening import DEFAULT_OPTIONS, open_chip, open_index, open_store, read_layer, resolve
+from firmware_pipeline.opening import DEFAULT_OPTIONS, open_chips, open_index, open_store, read_layer, resolve
 from firmware_pipeline.plan import MeasurementEntry, Model, Role
 from firmware_pipeline.reference import Reference, parse_reference
 from firmware_pipeline.signing import formats
@@ -127,10 +127,9 @@ def inspect(
     index = open_index(store, digest)
     signatures, referrers = _attached(store, digest)
     found = []
-    for name in chips(index):
-        chip, platform = open_chip(store, digest, name), find_chip(index, name).platform
+    for entry, chip in open_chips(store, index):
         signed, attached = _attached(store, chip.manifest_digest)
-        shown = platform.model_dump(by_alias=True, exclude_none=True) if platform else {}
+        shown = entry.platform.model_dump(by_alias=True, exclude_none=True) if entry.platform else {}
         found.append(_report(store, chip, shown, signed, attached))
     return Inspection(
         reference=str(where.at(digest)),
@@ -153,7 +152,7 @@ def diff(old: Reference | str, new: Reference | str, *, options: ClientOptions =
         where = parse_reference(reference) if isinstance(reference, str) else reference
         store = open_store(where, options)
         digest = resolve(store, where)
-        sides.append([open_chip(store, digest, chip) for chip in chips(open_index(store, digest))])
+        sides.append([chip for _, chip in open_chips(store, open_index(store, digest))])
     return compare(*sides)
 
 

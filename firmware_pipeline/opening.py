@@ -12,7 +12,7 @@ from firmware_pipeline.artifact import ChipArtifact, Layer
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.layout import LayoutStore
-from firmware_pipeline.oci import Index, malformed
+from firmware_pipeline.oci import Descriptor, Index, malformed
 from firmware_pipeline.plan import MAX_FILE_SIZE
 from firmware_pipeline.reference import LAYOUT_PREFIX, Reference, layout_reference, parse_reference
 from firmware_pipeline.signing.keys import TrustedKey
@@ -158,6 +158,20 @@ def open_chip(store: ArtifactStore, index_digest: str, chip: str) -> ChipArtifac
     """
     entry = artifact.find_chip(open_index(store, index_digest), chip)
     return open_manifest(store, entry.digest, chip, size=entry.size)
+
+
+def open_chips(store: ArtifactStore, index: Index) -> list[tuple[Descriptor, ChipArtifact]]:
+    """Every entry of an index with what it holds, sorted by platform; a chip has several where features differ.
+
+    Raises:
+        PipelineError: as `open_chip`.
+    """
+    found = [
+        (entry, open_manifest(store, entry.digest, entry.platform.variant, size=entry.size))
+        for entry in index.manifests
+        if entry.platform and entry.platform.variant
+    ]
+    return sorted(found, key=lambda pair: (pair[1].target, pair[1].config.features))
 
 
 def open_manifest(store: ArtifactStore, manifest_digest: str, chip: str, *, size: int | None = None) -> ChipArtifact:

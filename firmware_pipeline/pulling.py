@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from firmware_pipeline.artifact import ChipArtifact, Layer, chips
+from firmware_pipeline.artifact import ChipArtifact, Layer
 from firmware_pipeline.config import dumps
 from firmware_pipeline.copying import Copier
 from firmware_pipeline.errors import PipelineError, Reason
@@ -23,6 +23,7 @@ from firmware_pipeline.opening import (
     fetch_layer,
     moved_tags,
     open_chip,
+    open_chips,
     open_index,
     open_store,
     resolve,
@@ -112,7 +113,7 @@ def pull(
     if found.release_statement is not None:
         extra["release.cose"] = found.release_statement
     for name, data in extra.items():
-        files.append(output / found.target / name)
+        files.append((output / found.app.title).with_name(name))
         with atomic_file(files[-1]) as sink:
             sink.write(data)
     return Pulled(where.at(digest), found, signers, tuple(files))
@@ -184,8 +185,7 @@ def copy(
             "Leave the digest out of the target, or correct it.",
         )
     signers = verify(origin, digest, keys, threshold).signers if keys is not None else ()
-    for chip in chips(open_index(origin, digest)):
-        open_chip(origin, digest, chip)
+    open_chips(origin, open_index(origin, digest))
     goal = open_store(there, options, push=True, create=True)
     copier = Copier(origin, goal, progress)
     found = copier.copy(digest)

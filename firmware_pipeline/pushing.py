@@ -19,6 +19,7 @@ from firmware_pipeline.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, sha256_
 from firmware_pipeline.opening import (
     DEFAULT_OPTIONS,
     moved_tags,
+    open_chips,
     open_index,
     open_manifest,
     open_store,
@@ -336,13 +337,7 @@ def _children(store: ArtifactStore, digest: str, name: str) -> list[Child]:
         chip = open_manifest(store, digest, target)
         return [Child(name, artifact.chip_entry(chip.config, found.raw), chip, manifest.annotations)]
     joined = open_index(store, digest)
-    return [
-        Child(
-            name, entry, open_manifest(store, entry.digest, entry.platform.variant, size=entry.size), joined.annotations
-        )
-        for entry in joined.manifests
-        if entry.platform and entry.platform.variant
-    ]
+    return [Child(name, entry, chip, joined.annotations) for entry, chip in open_chips(store, joined)]
 
 
 def _named_bytes(store: ArtifactStore, child: Child, known: set[str]) -> list[int]:

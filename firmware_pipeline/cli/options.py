@@ -56,6 +56,10 @@ class Build:
     app_version: Annotated[
         str | None, Option("--app-version", help="Application version, where the image has none.")
     ] = None
+    platform_feature: Annotated[
+        list[str] | None,
+        Option(help="Hardware that the build demands: psram>=8M, or CHIP:psram>=8M for one of several; repeatable."),
+    ] = None
     source: Annotated[str | None, Option(help="URL of the sources.")] = None
     revision: Annotated[str | None, Option(help="Revision of the sources.")] = None
 

@@ -22,9 +22,12 @@ from firmware_pipeline.cli.running import (
     tell_moved,
     write_digest,
 )
+from firmware_pipeline.esp.chips import by_target
+from firmware_pipeline.features import normalise_features
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.inputs.build_list import load_builds
 from firmware_pipeline.inputs.reconcile import Overrides
+from firmware_pipeline.plan import BuildPlan
 from firmware_pipeline.reference import Reference
 from firmware_pipeline.signing.keys import Signer
 from firmware_pipeline.signing.release import load_release_key
@@ -53,6 +56,7 @@ def store_builds(
     signer, release = load_keys(signing)
     overrides = Overrides(build.name, build.app_version, build.source, build.revision)
     plans = load_builds(inputs, chip=build.chip, kind=build.kind, overrides=overrides)
+    plans = demand(plans, build.platform_feature or ())
     for plan in plans:
         for warning in plan.warnings:
             err(f"warning: {plan.target}: {warning}")
@@ -79,6 +83,28 @@ def store_builds(
             attach=attach_callback(attachments, signer),
         )
     report(pushed, output.digest_file, output.as_json, output.quiet)
+
+
+def demand(plans: Sequence[BuildPlan], features: Sequence[str]) -> list[BuildPlan]:
+    """The builds with the features of `--platform-feature`, FEATURE for all of them or CHIP:FEATURE for one.
+
+    Raises:
+        PipelineError: FeatureMalformed, UnknownChip.
+    """
+    wanted: dict[str | None, list[str]] = {}
+    for text in features:
+        chip, colon, feature = text.rpartition(":")
+        wanted.setdefault(by_target(chip).target if colon else None, []).append(feature)
+    if absent := [chip for chip in wanted if chip is not None and chip not in {plan.target for plan in plans}]:
+        raise typer.BadParameter(f"--platform-feature names {absent[0]}, for which there is no build")
+    return [
+        plan.model_copy(
+            update={
+                "features": normalise_features([*plan.features, *wanted.get(None, ()), *wanted.get(plan.target, ())])
+            }
+        )
+        for plan in plans
+    ]
 
 
 def index_annotations(describe: Describe, environment: Mapping[str, str]) -> dict[str, str]:
