@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 BENCHES := $(filter-out common,$(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/[a-z]*.py))))
 
-.PHONY: help setup demo example-pipeline fuzz test test-all lint unit integration crds requirements bench bench-smoke clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo example-pipeline fuzz test test-all lint unit integration interop crds requirements bench bench-smoke clean $(addprefix bench-,$(BENCHES))
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -34,8 +34,16 @@ integration: setup  ## tests on the real API server, registry and esptool
 
 test: lint unit integration  ## everything that must hold before a commit lands
 
+fuzz: setup  ## coverage-guided, every parser and the verdict; ARGS="TARGET --seconds 600"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt || \
+		echo "atheris cannot be installed here: the built-in engine takes its place" >&2
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 test-all: lint  ## also what takes long
 	$(PYTEST) -q tests $(ARGS)
+
+interop: setup  ## artifacts of ours in the hands of real tools, and theirs in ours; writes docs/interop.md
+	$(BIN)/python -m tests.interop
 
 crds: setup  ## generate crds/ from the models
 	$(BIN)/python -m flashjob.api.crds
