@@ -20,9 +20,9 @@ The cache is a plain layout: any OCI tool reads it, `LayoutStore` too. Locks are
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from io import BufferedReader
@@ -32,11 +32,21 @@ from typing import BinaryIO, Final
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.layout import EMPTY_INDEX, MARKER
 from firmware_pipeline.oci import Descriptor, check_digest
-from firmware_pipeline.store import CHUNK_BYTES, BlobReceiver, Progress, atomic_file, storage_failed, sync_folder
+from firmware_pipeline.store import (
+    CHUNK_BYTES,
+    BlobReceiver,
+    Progress,
+    atomic_file,
+    digest_of_file,
+    storage_failed,
+    sync_folder,
+)
 
 Fetch = Callable[[Descriptor, BlobReceiver], None]
 """Feeds a receiver from byte `receiver.received` on; `ArtifactStore.receive_blob` is one."""
 
+STAMP_SECONDS: Final = 60
+"""How precisely a file knows when it was last used."""
 SPARE_BYTES: Final = 16 * 1024 * 1024
 """Left free on the disk by a download."""
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -87,7 +97,7 @@ class BlobCache:
         return self.root / "blobs" / "sha256" / _hex(digest)
 
     def open(self, digest: str) -> BufferedReader | None:
-        """The file of `digest`, stamped as used now, or None. Its content is not checked: hash what you read.
+        """The file of `digest`, stamped as used, or None. Its content is not checked: hash what you read.
 
         Raises:
             PipelineError: StorageFailed.
@@ -96,13 +106,13 @@ class BlobCache:
         try:
             with self.lock("gc", fcntl.LOCK_SH):
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                state = os.fstat(handle)
+                if not stat.S_ISREG(state.st_mode):
                     os.close(handle)
                     raise storage_failed(path, OSError(errno.EINVAL, "it is not a plain file"))
-                with contextlib.suppress(
-                    OSError
-                ):  # another's file, or a read-only mount: the stamp is only for the LRU
-                    os.utime(handle)
+                if time.time() - state.st_mtime > STAMP_SECONDS:
+                    with contextlib.suppress(OSError):  # another's file, or a read-only mount: only gc wants it
+                        os.utime(handle)
                 return os.fdopen(handle, "rb")
         except FileNotFoundError:
             return None
@@ -247,7 +257,7 @@ class BlobCache:
                 receiver.write(chunk)
             receiver.finish()
         except PipelineError as error:
-            if error.reason is Reason.SizeMismatch and _digest_of(stream) == descriptor.digest:
+            if error.reason is Reason.SizeMismatch and digest_of_file(stream) == descriptor.digest:
                 raise
             if error.reason in _WRONG:
                 return False
@@ -278,7 +288,7 @@ class BlobCache:
                     f"{self.blob_path(digest)} is larger than the {limit} bytes allowed here.",
                     "Check that the digest is that of a manifest.",
                 )
-            return raw if _digest_of(stream) == digest else None
+            return raw if digest_of_file(stream) == digest else None
 
     def _keep(self, digest: str, raw: bytes) -> None:
         with atomic_file(self.blob_path(digest), mode=0o444) as sink:
@@ -298,11 +308,6 @@ class BlobCache:
 
 def _hex(digest: str) -> str:
     return check_digest(digest).removeprefix("sha256:")
-
-
-def _digest_of(stream: BufferedReader) -> str:
-    stream.seek(0)
-    return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
 def _flocked(path: Path, how: int) -> int | None:

@@ -22,7 +22,7 @@ from typing import Final
 
 from firmware_pipeline.cache import BlobCache
 from firmware_pipeline.errors import PipelineError, Reason
-from firmware_pipeline.layout import REF_NAME, LayoutStore
+from firmware_pipeline.layout import REF_NAME, LayoutStore, supports
 from firmware_pipeline.oci import (
     DOCKER_INDEX_TYPE,
     INDEX_TYPE,
@@ -35,7 +35,6 @@ from firmware_pipeline.oci import (
 )
 from firmware_pipeline.store import storage_failed
 
-_SIGNATURE_TAG: Final = re.compile(r"^sha256-([0-9a-f]{64})(\.[a-z]+)?\Z")
 _HEX: Final = re.compile(r"^[0-9a-f]{64}\Z")
 ReadManifest = Callable[[str], bytes | None]
 """A manifest's bytes by digest; None when it is not there or not right."""
@@ -117,7 +116,7 @@ def living(entries: Iterable[Descriptor], read: ReadManifest) -> tuple[frozenset
     waiting: list[tuple[str, Descriptor]] = []
     kept: list[Descriptor] = []
     for entry in entries:
-        if (subject := _supports(entry, read)) is not None:
+        if (subject := supports(entry, read)) is not None:
             waiting.append((subject, entry))
         else:
             kept.append(entry)
@@ -192,15 +191,6 @@ def _clean(cache: BlobCache, kept: frozenset[str], limits: Limits, now: float, d
 
 
 # ---- reading -------------------------------------------------------------------------------------------
-
-
-def _supports(entry: Descriptor, read: ReadManifest) -> str | None:
-    """The digest that an entry exists for: a signature's or a referrer's subject."""
-    if tag := entry.annotations.get(REF_NAME):
-        match = _SIGNATURE_TAG.match(tag)
-        return f"sha256:{match[1]}" if match else None
-    document = _document(entry, read)
-    return document.subject.digest if document and document.subject else None
 
 
 def _reach(entry: Descriptor, read: ReadManifest, reached: set[str]) -> None:

@@ -10,7 +10,8 @@ Source: OCI image specification 1.1, image-layout.md; tags are `org.opencontaine
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -45,6 +46,8 @@ from firmware_pipeline.store import (
 )
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
+SIGNATURE_TAG: Final = re.compile(r"^sha256-([0-9a-f]{64})(\.[a-z]+)?\Z")
+"""Tags that exist for another manifest, whose digest they name."""
 MARKER: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
 """Content of the file `oci-layout`."""
 EMPTY_INDEX: Final = to_json(Index(schema_version=2, media_type=INDEX_TYPE, manifests=[]))
@@ -67,6 +70,23 @@ def identified(raw: bytes, digest: str, place: str) -> RawManifest:
             "Name the digest of an index or manifest.",
         )
     return RawManifest(raw, media_type, digest)
+
+
+def supports(entry: Descriptor, read: Callable[[str], bytes | None]) -> str | None:
+    """The digest that an entry of index.json exists for: a signature's or another referrer's subject; else None.
+
+    Args:
+        entry: of index.json.
+        read: a manifest's bytes by digest, or None.
+    """
+    if tag := entry.annotations.get(REF_NAME):
+        match = SIGNATURE_TAG.match(tag)
+        return f"sha256:{match[1]}" if match else None
+    if (raw := read(entry.digest)) is not None:
+        with contextlib.suppress(PipelineError):
+            described = referrers.describe(raw, entry.media_type)
+            return described[0] if described else None
+    return None
 
 
 class LayoutStore:
@@ -116,6 +136,10 @@ class LayoutStore:
 
     def resolve(self, tag: str) -> str:
         return self.get_manifest(tag).digest
+
+    def entries(self) -> list[Descriptor]:
+        """What index.json names."""
+        return self._index().manifests
 
     def tags(self) -> dict[str, str]:
         """Tag -> digest of every tagged entry."""

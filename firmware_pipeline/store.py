@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -171,6 +172,12 @@ class BlobReceiver:
             "manifest names; it was damaged or replaced.",
             "Nothing was kept. Pull from another source, or push the artifact again.",
         )
+
+
+def digest_of_file(stream: BufferedReader) -> str:
+    """The digest of a whole open file, whatever was read of it before. Raises OSError."""
+    stream.seek(0)
+    return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
 def digest_mismatch(expected: str, actual: str) -> PipelineError:

@@ -3,7 +3,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -11,8 +11,12 @@ from typer import Option
 from firmware_pipeline.cli.chip_report import describe_chip
 from firmware_pipeline.cli.options import AsJson, DigestFile, Keys, Login, Quiet, Ref, Threshold
 from firmware_pipeline.cli.running import client_options, err, progress, trusted_keys, verb, write_digest
-from firmware_pipeline.opening import locate
+from firmware_pipeline.opening import locate, open_store
 from firmware_pipeline.pulling import pull
+
+if TYPE_CHECKING:
+    from firmware_pipeline.cached_store import CachedStore
+    from firmware_pipeline.store import ArtifactStore
 
 
 @verb
@@ -24,6 +28,9 @@ def command(
     key: Keys = None,
     threshold: Threshold = 1,
     unverified: Annotated[bool, Option("--unverified", help="Do not ask who signed it.")] = False,
+    cache: Annotated[
+        Path | None, Option(help="Node cache: what it holds is not fetched, what is fetched it keeps.", file_okay=False)
+    ] = None,
     digest_file: DigestFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -33,6 +40,8 @@ def command(
         raise typer.BadParameter("--unverified and --key exclude each other")
     trusted = None if unverified else trusted_keys(key)
     where = locate(reference)
+    options = client_options(login, where)
+    store = _cached(open_store(where, options), cache) if cache else None
     with progress(quiet) as update:
         pulled = pull(
             where,
@@ -40,15 +49,25 @@ def command(
             output,
             keys=trusted,
             threshold=threshold,
-            options=client_options(login, where),
+            options=options,
+            store=store,
             progress=update,
         )
     write_digest(digest_file, pulled.reference)
     pinned = str(pulled.reference)
     if as_json:
-        report = {"reference": pinned, "digest": pulled.reference.digest, "signers": pulled.signers}
+        report: dict[str, object] = {"reference": pinned, "digest": pulled.reference.digest, "signers": pulled.signers}
+        if store is not None:
+            report["traffic"] = store.traffic.dump()
         typer.echo(json.dumps({**report, **describe_chip(pulled.chip)}, sort_keys=True))
         return
     if unverified and not quiet:
         err("warning: nobody was asked who signed it (--unverified).")
     typer.echo(pinned)
+
+
+def _cached(store: "ArtifactStore", cache: Path) -> "CachedStore":
+    from firmware_pipeline.cache import BlobCache
+    from firmware_pipeline.cached_store import CachedStore
+
+    return CachedStore(store, BlobCache(cache), note=err)

@@ -9,7 +9,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+from firmware_pipeline.api import open_chip, open_store, read_layer
 from firmware_pipeline.cache import BlobCache
+from firmware_pipeline.cached_store import CachedStore
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.oci import Descriptor
@@ -53,3 +55,17 @@ def pull_on_a_full_disk(host: str, root: Path, wanted: Descriptor, limit: int, r
     """No file may grow beyond `limit` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     pull(host, root, [wanted], None, report)
+
+
+def open_and_fetch(where: str, root: Path, digest: str, report: Connection) -> None:
+    """One chip through a cache that may only be read; report its notes and its traffic."""
+    if os.getuid() == 0:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    else:
+        root.chmod(0o555)
+    notes: list[str] = []
+    store = CachedStore(open_store(where, ClientOptions(plain_http=True)), BlobCache(root), note=notes.append)
+    for layer in open_chip(store, digest, "esp32s3").layers:
+        read_layer(store, layer)
+    report.send((notes, store.traffic.dump()))
