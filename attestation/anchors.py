@@ -2,7 +2,7 @@
 """What the verifier must be told about a device, and the Protocols of the stores that know it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -44,18 +44,16 @@ class DeviceAnchor:
     state: DeviceState = DeviceState.ACTIVE
     oemid: int | bytes | None = None
     hwmodel: bytes | None = None
+    anchor_id: bytes = field(init=False, repr=False, compare=False)
+    """DICE id of the key, 20 bytes: what evidence names its anchor by."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "anchor_id", keys.dice_id(self.key))
         if self.ueid != keys.ueid(self.key):
             expected = keys.ueid(self.key).hex()
             raise Reject(Code.ANCHOR_MISMATCH, f"ueid {self.ueid.hex()} does not belong to the key, {expected} does")
         if self.anchor_id in keys.UNPROVISIONED_IDS:
             raise Reject(Code.KEY_UNPROVISIONED, "the key belongs to the all-zero device secret: provision the device")
-
-    @property
-    def anchor_id(self) -> bytes:
-        """DICE id of the key, 20 bytes: what evidence names its anchor by."""
-        return keys.dice_id(self.key)
 
     @property
     def anchor_ids(self) -> tuple[bytes, ...]:

@@ -16,7 +16,7 @@ A message is accepted only if all of these rules hold:
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -55,6 +55,34 @@ class Tagging(Enum):
     EITHER = "none, 18, or 61 around 18"
 
 
+class Signed(Protocol):
+    """Something signed, in whatever form: what ``verify`` needs of it."""
+
+    @property
+    def alg(self) -> Alg:
+        """The algorithm that it says it is signed with."""
+        ...
+
+    @property
+    def signature(self) -> bytes:
+        """r || s of fixed width, or EdDSA."""
+        ...
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """What the signature covers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SignedBytes:
+    """Bytes with a signature beside them, such as an X.509 certificate."""
+
+    alg: Alg
+    signature: bytes
+    signed_bytes: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Sign1:
     """A parsed message. Nothing in it is to be believed before ``verify`` has returned."""
@@ -66,6 +94,11 @@ class Sign1:
     payload: bytes
     signature: bytes
     alg: Alg
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """The Sig_structure (RFC 9052 section 4.4), without external data."""
+        return _to_be_signed(self.protected_bytes, self.payload)
 
     @property
     def kid(self) -> bytes | None:
@@ -124,7 +157,7 @@ def parse(
     return Sign1(protected_bytes, inner_labels, outer_labels, payload, signature, alg)
 
 
-def verify(message: Sign1, key: PublicKey) -> None:
+def verify(message: Signed, key: PublicKey) -> None:
     """Check rules 7 and 8.
 
     Raises:
@@ -132,7 +165,7 @@ def verify(message: Sign1, key: PublicKey) -> None:
     """
     if alg_of(key) is not message.alg:
         raise Reject(Code.COSE_KEYALG, f"the message says {message.alg.name}, the key is {alg_of(key).name}")
-    verify_bytes(message.alg, key, message.signature, _to_be_signed(message.protected_bytes, message.payload))
+    verify_bytes(message.alg, key, message.signature, message.signed_bytes)
 
 
 def verify_bytes(alg: Alg, key: PublicKey, signature: bytes, data: bytes) -> None:

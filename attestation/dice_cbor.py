@@ -70,9 +70,9 @@ _HEX: Final = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """One layer, as its certificate states it. Nothing in it is to be believed before the chain is verified."""
+    """One layer, as its certificate states it, in CBOR or X.509. Not to be believed before the chain is verified."""
 
-    message: cose.Sign1
+    message: cose.Signed
     issuer: bytes
     """Id of the issuing key, 20 bytes."""
     subject: bytes
@@ -85,13 +85,15 @@ class Certificate:
     authority_hash: bytes
     mode: Mode
     profile_name: str | None
+    path_length: int | None = None
+    """How many layers may follow at most, where an X.509 certificate says so."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeafCertificate:
     """A certificate of an attestation key: it may sign tokens and nothing else."""
 
-    message: cose.Sign1
+    message: cose.Signed
     issuer: bytes
     subject: bytes
     key: PublicKey
@@ -145,18 +147,21 @@ def parse_certificate(
     issuer, subject, key = _identity(claims, compressed_ids)
     if claims.get(KEY_USAGE) != _KEY_CERT_SIGN:
         raise Reject(Code.DICE_KEYUSAGE, "the key usage of a layer is exactly keyCertSign, h'20'")
-    code_hash = _hash_field(claims, CODE_HASH, "code hash")
-    authority_hash = _hash_field(claims, AUTHORITY_HASH, "authority hash")
-    if len(authority_hash) != len(code_hash):
-        raise Reject(Code.DICE_HASH, f"code hash of {len(code_hash)} and authority hash of {len(authority_hash)} bytes")
-    configuration = _configuration(claims, len(code_hash), require_configuration_hash)
+    checked = check_layer(
+        code_hash=claims.get(CODE_HASH),
+        configuration_hash=claims.get(CONFIGURATION_HASH),
+        configuration=claims.get(CONFIGURATION_DESCRIPTOR),
+        authority_hash=claims.get(AUTHORITY_HASH),
+        mode=claims.get(MODE),
+        require_configuration_hash=require_configuration_hash,
+    )
     for label, name in ((CODE_DESCRIPTOR, "code descriptor"), (AUTHORITY_DESCRIPTOR, "authority descriptor")):
         if label in claims and not isinstance(claims[label], bytes):
             raise Reject(Code.DICE_STRUCTURE, f"the {name} is not a byte string")
     profile = claims.get(PROFILE_NAME)
     if profile is not None and not isinstance(profile, str):
         raise Reject(Code.DICE_STRUCTURE, "the profile name is not text")
-    return Certificate(message, issuer, subject, key, code_hash, configuration, authority_hash, _mode(claims), profile)
+    return Certificate(message, issuer, subject, key, *checked, profile_name=profile)
 
 
 def parse_leaf(data: bytes, *, algs: Set[Alg] = cose.ALL_ALGS, compressed_ids: bool = False) -> LeafCertificate:
@@ -175,15 +180,57 @@ def parse_leaf(data: bytes, *, algs: Set[Alg] = cose.ALL_ALGS, compressed_ids: b
     return LeafCertificate(message, issuer, subject, key)
 
 
+def check_layer(
+    *,
+    code_hash: Value,
+    configuration_hash: Value,
+    configuration: Value,
+    authority_hash: Value,
+    mode: Value,
+    require_configuration_hash: bool,
+) -> tuple[bytes, bytes, bytes, Mode]:
+    """What is the same in both forms of certificate: types and lengths of the hashes, configuration hash, mode.
+
+    Args:
+        code_hash: as found; None where absent, as for the others.
+        configuration_hash: hash of the descriptor; absent where the descriptor is 64 raw bytes.
+        configuration: the descriptor.
+        authority_hash: as found.
+        mode: one byte.
+        require_configuration_hash: refuse a configuration of 64 raw bytes.
+
+    Returns:
+        (code hash, configuration, authority hash, mode).
+
+    Raises:
+        Reject: ``dice.hash``, ``dice.structure``, ``dice.confighash`` or ``dice.mode.structure``.
+    """
+    code, authority = _hash(code_hash, "code hash"), _hash(authority_hash, "authority hash")
+    if len(authority) != len(code):
+        raise Reject(Code.DICE_HASH, f"code hash of {len(code)} and authority hash of {len(authority)} bytes")
+    if not isinstance(configuration, bytes):
+        raise Reject(Code.DICE_STRUCTURE, "the configuration descriptor is missing or not a byte string")
+    if configuration_hash is None:
+        if require_configuration_hash or len(configuration) != 64:
+            raise Reject(Code.DICE_CONFIGHASH, "the configuration hash is missing")
+    elif not isinstance(configuration_hash, bytes) or len(configuration_hash) != len(code):
+        raise Reject(Code.DICE_HASH, f"the configuration hash is not a byte string of {len(code)} bytes")
+    elif not hmac.compare_digest(configuration_hash, _HASHES[len(code)](configuration).digest()):
+        raise Reject(Code.DICE_CONFIGHASH, "the configuration hash is not the hash of the descriptor")
+    if not isinstance(mode, bytes) or len(mode) != 1 or mode[0] >= len(_MODES):
+        raise Reject(Code.DICE_MODE_STRUCTURE, "the mode is missing or not one byte from 0 to 3")
+    return code, configuration, authority, _MODES[mode[0]]
+
+
 def verify_chain(
-    chain: Sequence[Certificate | LeafCertificate], anchor: PublicKey, *, compressed_ids: bool = False
+    chain: Sequence[Certificate | LeafCertificate], anchor: PublicKey, *, anchor_id: bytes | None = None
 ) -> PublicKey:
     """Check rules 5 and 6, links before signatures.
 
     Args:
         chain: parsed certificates, the anchor's first.
         anchor: the enrolled key.
-        compressed_ids: ids are made from compressed points.
+        anchor_id: its DICE id, in the form that the chain's ids have; None: made from the uncompressed point.
 
     Returns:
         The key that the last certificate certifies.
@@ -191,7 +238,7 @@ def verify_chain(
     Raises:
         Reject: a rule is broken.
     """
-    previous = keys.dice_id(anchor, compressed=compressed_ids)
+    previous = keys.dice_id(anchor) if anchor_id is None else anchor_id
     if previous in keys.UNPROVISIONED_IDS:
         raise Reject(Code.KEY_UNPROVISIONED, "the enrolled key belongs to the all-zero device secret")
     seen = {previous}
@@ -205,6 +252,10 @@ def verify_chain(
             raise Reject(Code.KEY_UNPROVISIONED, f"certificate {number} is for a key of the all-zero device secret")
         previous = certificate.subject
         seen.add(previous)
+    for number, certificate in enumerate(chain):
+        allowed = certificate.path_length if isinstance(certificate, Certificate) else None
+        if allowed is not None and sum(isinstance(later, Certificate) for later in chain[number + 1 :]) > allowed:
+            raise Reject(Code.DICE_X509_PATHLEN, f"certificate {number} allows {allowed} further layers")
     signer = anchor
     for certificate in chain:
         cose.verify(certificate.message, signer)
@@ -254,8 +305,8 @@ def _identity(claims: dict[int | str, Value], compressed: bool) -> tuple[bytes, 
     encoded = claims.get(SUBJECT_PUBLIC_KEY)
     if not isinstance(encoded, bytes):
         raise Reject(Code.DICE_STRUCTURE, "the subject's public key is missing or not a byte string")
-    key = keys.from_cose(encoded)
-    if subject != keys.dice_id(key, compressed=compressed):
+    key, point = keys.read_cose(encoded)
+    if subject != (keys.dice_id(key, compressed=True) if compressed else keys.id_of_point(point)):
         raise Reject(Code.DICE_SUBJECTID, f"subject {subject.hex()} is not the id of the certified key")
     return issuer, subject, key
 
@@ -267,34 +318,10 @@ def _id_field(claims: dict[int | str, Value], label: int, name: str) -> bytes:
     return bytes.fromhex(value)
 
 
-def _hash_field(claims: dict[int | str, Value], label: int, name: str) -> bytes:
-    value = claims.get(label)
+def _hash(value: Value, name: str) -> bytes:
     if not isinstance(value, bytes) or len(value) not in _HASHES:
         raise Reject(Code.DICE_HASH, f"the {name} is missing or not a byte string of 32, 48 or 64 bytes")
     return value
-
-
-def _configuration(claims: dict[int | str, Value], hash_size: int, hash_required: bool) -> bytes:
-    descriptor = claims.get(CONFIGURATION_DESCRIPTOR)
-    if not isinstance(descriptor, bytes):
-        raise Reject(Code.DICE_STRUCTURE, "the configuration descriptor is missing or not a byte string")
-    stated = claims.get(CONFIGURATION_HASH)
-    if stated is None and CONFIGURATION_HASH not in claims:
-        if hash_required or len(descriptor) != 64:
-            raise Reject(Code.DICE_CONFIGHASH, "the configuration hash is missing")
-        return descriptor
-    if not isinstance(stated, bytes) or len(stated) != hash_size:
-        raise Reject(Code.DICE_HASH, f"the configuration hash is not a byte string of {hash_size} bytes")
-    if not hmac.compare_digest(stated, _HASHES[hash_size](descriptor).digest()):
-        raise Reject(Code.DICE_CONFIGHASH, "the configuration hash is not the hash of the descriptor")
-    return descriptor
-
-
-def _mode(claims: dict[int | str, Value]) -> Mode:
-    value = claims.get(MODE)
-    if not isinstance(value, bytes) or len(value) != 1 or value[0] >= len(_MODES):
-        raise Reject(Code.DICE_MODE_STRUCTURE, "the mode is missing or not one byte from 0 to 3")
-    return _MODES[value[0]]
 
 
 def _descriptor(data: bytes, required: frozenset[int], optional: frozenset[int]) -> dict[int | str, Value]:

@@ -98,6 +98,22 @@ class Code(StrEnum):
     DICE_MODE_STRUCTURE = "dice.mode.structure", "The mode is missing or not one byte."
     DICE_MODE = "dice.mode", "A layer ran in a mode that the policy does not allow."
     DICE_PROFILE = "dice.profile", "A certificate names another DICE profile."
+    DICE_FORM = "dice.form", "The chain mixes certificates in CBOR and in X.509."
+    DICE_X509_DER = "dice.x509.der", "An X.509 certificate is not DER, or not built as the profile says."
+    DICE_X509_ALG = "dice.x509.alg", "An X.509 certificate has another signature algorithm than an accepted one."
+    DICE_X509_NAME = "dice.x509.name", "Issuer or subject is not one serialNumber of 40 lower-case hex digits."
+    DICE_X509_SERIAL = "dice.x509.serial", "The certificate's serial number is not the id of its subject."
+    DICE_X509_VALIDITY = "dice.x509.validity", "The validity does not end at 9999-12-31, as it does for every device."
+    DICE_X509_KEYID = "dice.x509.keyid", "A key identifier is not the id of issuer or subject."
+    DICE_X509_CONSTRAINTS = (
+        "dice.x509.constraints",
+        "Basic constraints do not say what the certificate's place demands.",
+    )
+    DICE_X509_PATHLEN = "dice.x509.pathlen", "More layers follow than a certificate's path length allows."
+    DICE_X509_EXTENSION = (
+        "dice.x509.extension",
+        "An extension is missing, doubled, unknown, or has the wrong criticality.",
+    )
 
     LEAF_KEYUSAGE = "leaf.keyusage", "The attestation-key certificate may sign certificates."
     LEAF_KID = "leaf.kid", "The token names another key than the one that must have signed it."
@@ -154,6 +170,13 @@ class Code(StrEnum):
     RECORD_SIGNATURE = "record.signature", "An evidence record is not signed by the expected key."
     RECORD_HASH = "record.hash", "An evidence record, its index or its policy does not have the hash it is known by."
     RECORD_VERDICT = "record.verdict", "Judging a recorded evidence again does not give the recorded verdict."
+
+    EAR_STRUCTURE = "ear.structure", "An attestation result does not have the required claims and types."
+    EAR_PROFILE = "ear.profile", "An attestation result has another profile."
+    EAR_VERIFIER = "ear.verifier", "An attestation result is not signed by an accepted verifier key."
+    EAR_NONCE = "ear.nonce", "An attestation result answers another nonce."
+    EAR_TIME = "ear.time", "An attestation result is expired, or from the future."
+    EAR_STATUS = "ear.status", "An attestation result claims a better status than its own entries or tier allow."
 
     STORE_UNAVAILABLE = "store.unavailable", "A store that must answer did not: nothing is accepted."
     STORE_INVALID = "store.invalid", "A file of the trust directory cannot be used."

@@ -11,13 +11,13 @@ A COSE_Key is accepted only if all of these rules hold:
 """
 
 import hashlib
+import hmac
 from enum import IntEnum
 from typing import Final, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from attestation.cbor import Value, Writable, dumps, strict_loads
 from attestation.errors import Code, Reject
@@ -82,6 +82,15 @@ def from_cose(source: bytes | Value) -> PublicKey:
     Raises:
         Reject: a rule of this module is broken.
     """
+    return read_cose(source)[0]
+
+
+def read_cose(source: bytes | Value) -> tuple[PublicKey, bytes]:
+    """``from_cose``, and the key in the form that ``raw`` gives.
+
+    Raises:
+        Reject: a rule of this module is broken.
+    """
     value = strict_loads(source, 512) if isinstance(source, bytes) else source
     if not isinstance(value, dict):
         raise Reject(Code.KEY_STRUCTURE, "a COSE_Key is a map")
@@ -104,13 +113,13 @@ def from_cose(source: bytes | Value) -> PublicKey:
     if kty == _KTY_OKP:
         if _Y in value:
             raise Reject(Code.KEY_STRUCTURE, "an OKP key has no y")
-        key = from_raw(Alg.EDDSA, x)
+        alg, point = Alg.EDDSA, x
     else:
         if not isinstance(y, bytes) or len(y) != width:
             raise Reject(Code.KEY_LENGTH, f"y is not a byte string of {width} bytes (compressed points are refused)")
-        key = from_raw(Alg.ES384 if crv == _CRV_P384 else Alg.ES256, x + y)
-    _check_usage(value, alg_of(key))
-    return key
+        alg, point = Alg.ES384 if crv == _CRV_P384 else Alg.ES256, x + y
+    _check_usage(value, alg)
+    return from_raw(alg, point), point
 
 
 def _check_usage(value: dict[int | str, Value], alg: Alg) -> None:
@@ -231,9 +240,15 @@ def dice_id(key: PublicKey, *, compressed: bool = False) -> bytes:
     Args:
         compressed: use the 33- or 49-byte compressed point, as some old builds do; EdDSA has one form only.
     """
-    material = raw(key)
     if compressed and isinstance(key, ec.EllipticCurvePublicKey):
-        form = serialization.PublicFormat.CompressedPoint
-        material = key.public_bytes(serialization.Encoding.X962, form)
-    derived = HKDF(hashes.SHA512(), 20, ID_SALT, b"ID").derive(material)
-    return bytes([derived[0] & 0x7F]) + derived[1:]
+        return id_of_point(key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint))
+    return id_of_point(raw(key))
+
+
+def id_of_point(point: bytes) -> bytes:
+    """The 20-byte DICE id of a key in the form that ``raw`` gives, or of a compressed point.
+
+    HKDF-SHA512 (RFC 5869) of one block: extract with the salt, expand with "ID" and the block number 1.
+    """
+    derived = hmac.digest(hmac.digest(ID_SALT, point, "sha512"), b"ID\x01", "sha512")
+    return bytes((derived[0] & 0x7F,)) + derived[1:20]

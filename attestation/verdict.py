@@ -4,12 +4,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
 
 from attestation import eat, nonce
 from attestation.anchors import DeviceAnchor, Floors
 from attestation.eat import SlotState
 from attestation.errors import Code
 from attestation.policy import Acceptance, AttestationPolicySpec, DebugStatus, Measurement, Mode, RootOfTrust
+
+SINGLE_USE: Final = "single use"
+"""The last step of a trail: the nonce was consumed, or could not be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ one broken ends the judgement; ``Verdict.trail`` names those that held and the o
 3. ``nonce``: the token's one nonce is ours, for this device and audience, and fresh.
 4. ``device``: the device is active, and the evidence names the anchor that is enrolled for it.
 5. ``layers``: there are exactly the certificates that the policy's chain shape demands.
-6. ``chain``: well-formed certificates, linked and signed from the enrolled anchor on (rules of ``dice_cbor``); none of
-   its keys is denied.
+6. ``chain``: well-formed certificates, linked and signed from the enrolled anchor on (rules of ``dice_chain``), with
+   well-formed descriptors; none of its keys is denied. A chain that a ``ChainCache`` remembers was verified before.
 7. ``token``: signed by the last key of the chain. From here on the claims are authentic.
 8. ``claims``: the token follows its profile; identity, maker and model are those enrolled; its software name is the
    certified one.
@@ -40,11 +40,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from attestation import cose, dice_cbor, eat, keys, nonce
+from attestation import cose, dice_cbor, dice_chain, eat, keys, nonce
 from attestation.anchors import DeviceAnchor, DeviceState
 from attestation.cbor import Value
+from attestation.dice_cbor import BootloaderConfig
+from attestation.dice_chain import Chain, ChainCache
 from attestation.errors import Code, Reject
-from attestation.keys import Alg, PublicKey
+from attestation.keys import Alg
 from attestation.policy import (
     Acceptance,
     Algorithm,
@@ -60,26 +62,37 @@ from attestation.policy import (
     policy_hash,
 )
 from attestation.replay import SingleUse
-from attestation.verdict import Context, DeviceClaims, ExactNonce, IssuedNonce, Step, Verdict
+from attestation.verdict import SINGLE_USE, Context, DeviceClaims, ExactNonce, IssuedNonce, Step, Verdict
 
-__all__ = ["Context", "DeviceClaims", "ExactNonce", "IssuedNonce", "Step", "Verdict", "verify", "verify_once"]
+__all__ = [
+    "ChainCache",
+    "Context",
+    "DeviceClaims",
+    "ExactNonce",
+    "IssuedNonce",
+    "Step",
+    "Verdict",
+    "verify",
+    "verify_once",
+]
 
 _ALGS: Final = {Algorithm.ES256: Alg.ES256, Algorithm.ES384: Alg.ES384, Algorithm.EDDSA: Alg.EDDSA}
 _EAT_TYPES: Final = ("application/eat+cwt", 263)
 """Media type and CoAP content format of an EAT in CWT form (RFC 9782)."""
 
 
-def verify(evidence: bytes, context: Context) -> Verdict:
+def verify(evidence: bytes, context: Context, *, chains: ChainCache | None = None) -> Verdict:
     """Judge evidence by the rules of this module.
 
     Args:
         evidence: as the device sent it.
         context: everything else.
+        chains: chains verified before, so that only the token's signature remains; None verifies everything anew.
 
     Returns:
         The verdict. Bad evidence never raises: it is a verdict with a code.
     """
-    judge = _Judge(evidence, context)
+    judge = _Judge(evidence, context, chains)
     trail: list[Step] = []
     for name, rule in _RULES:
         try:
@@ -90,25 +103,28 @@ def verify(evidence: bytes, context: Context) -> Verdict:
     return judge.verdict(tuple(trail), None)
 
 
-def verify_once(evidence: bytes, context: Context, single_use: SingleUse) -> Verdict:
+def verify_once(
+    evidence: bytes, context: Context, single_use: SingleUse, *, chains: ChainCache | None = None
+) -> Verdict:
     """``verify``, and if it accepts consume the nonce; a used nonce, or a store that cannot tell, rejects.
 
     Args:
         evidence: as the device sent it.
         context: everything else.
         single_use: where used nonces are remembered.
+        chains: as for ``verify``.
     """
-    verdict = verify(evidence, context)
+    verdict = verify(evidence, context, chains=chains)
     if not verdict.accepted or verdict.nonce is None:
         return verdict
     try:
         single_use.consume(verdict.nonce, until=verdict.nonce_until, now=context.now)
     except Reject as reject:
-        trail = (*verdict.trail, Step("single use", False, str(reject)))
+        trail = (*verdict.trail, Step(SINGLE_USE, False, str(reject)))
         return replace(
             verdict, accepted=False, proven_at_tier=False, code=reject.code, message=reject.message, trail=trail
         )
-    return replace(verdict, trail=(*verdict.trail, Step("single use", True, "the nonce is used up")))
+    return replace(verdict, trail=(*verdict.trail, Step(SINGLE_USE, True, "the nonce is used up")))
 
 
 class _Judge:
@@ -119,17 +135,16 @@ class _Judge:
     envelope: eat.Evidence
     message: cose.Sign1
     claims: dict[int | str, Value]
-    bootloader: dice_cbor.Certificate
-    application: dice_cbor.Certificate
-    boot_config: dice_cbor.BootloaderConfig
-    leaf_key: PublicKey
+    algs: frozenset[Alg]
+    chain: Chain
     authentic: DeviceClaims | None = None
     acceptance: Acceptance | None = None
     answered: bytes | None = None
     until: int = 0
 
-    def __init__(self, evidence: bytes, context: Context) -> None:
+    def __init__(self, evidence: bytes, context: Context, chains: ChainCache | None) -> None:
         self.evidence = evidence
+        self.chains = chains
         self.context = context
         self.unproven: list[str] = []
 
@@ -146,13 +161,13 @@ class _Judge:
         return f"policy {self.device.policy}"
 
     def check_nonce(self) -> str:
-        algs = frozenset(_ALGS[name] for name in self.policy.algorithms)
+        self.algs = frozenset(map(_ALGS.__getitem__, self.policy.algorithms))
         self.message = cose.parse(
             self.envelope.token,
             tagging=cose.Tagging.EITHER,
             protected=eat.PROTECTED_HEADERS,
             unprotected=eat.UNPROTECTED_HEADERS,
-            algs=algs,
+            algs=self.algs,
             limit=eat.EVIDENCE_LIMIT,
         )
         for label in (cose.CONTENT_TYPE, cose.TYP):
@@ -176,7 +191,7 @@ class _Judge:
             raise Reject(Code.DEVICE_SUSPENDED, "the device is suspended")
         if self.device.state is DeviceState.REVOKED:
             raise Reject(Code.DEVICE_REVOKED, "the device is revoked")
-        expected = keys.dice_id(self.device.key, compressed=self._compressed)
+        expected = keys.dice_id(self.device.key, compressed=True) if self._compressed else self.device.anchor_id
         if self.envelope.anchor_id != expected:
             found = self.envelope.anchor_id.hex()
             raise Reject(Code.ANCHOR_ID, f"the evidence names anchor {found}, enrolled is {expected.hex()}")
@@ -195,48 +210,48 @@ class _Judge:
         return "bootloader and application"
 
     def check_chain(self) -> str:
-        algs = frozenset(_ALGS[name] for name in self.policy.algorithms)
-        compressed = self._compressed
-        first, second, *rest = self.envelope.certificates
-        self.bootloader = dice_cbor.parse_certificate(first, algs=algs, compressed_ids=compressed)
-        self.application = dice_cbor.parse_certificate(second, algs=algs, compressed_ids=compressed)
-        leaves = [dice_cbor.parse_leaf(leaf, algs=algs, compressed_ids=compressed) for leaf in rest]
-        chain: list[dice_cbor.Certificate | dice_cbor.LeafCertificate] = [self.bootloader, self.application, *leaves]
-        self.leaf_key = dice_cbor.verify_chain(chain, self.device.key, compressed_ids=compressed)
-        denied = frozenset(self.policy.deny.keys)
-        for key_id in (self.envelope.anchor_id, *(certificate.subject for certificate in chain)):
-            if key_id.hex() in denied:
-                raise Reject(Code.CHAIN_DENIED, f"key {key_id.hex()} is on the policy's deny list")
-        for layer in (self.bootloader, self.application):
+        self.chain = chain = dice_chain.verify(
+            self.envelope.certificates,
+            self.device,
+            self.envelope.anchor_id,
+            algs=self.algs,
+            compressed_ids=self._compressed,
+            cache=self.chains,
+        )
+        if self.policy.deny.keys:
+            denied = frozenset(self.policy.deny.keys)
+            for key_id in (self.envelope.anchor_id, *chain.subjects):
+                if key_id.hex() in denied:
+                    raise Reject(Code.CHAIN_DENIED, f"key {key_id.hex()} is on the policy's deny list")
+        for layer in (chain.bootloader, chain.application):
             if layer.profile_name is not None:
                 raise Reject(Code.DICE_PROFILE, f"profile name {layer.profile_name!r:.40}, expected none")
         return "linked and signed from the enrolled anchor"
 
     def check_token(self) -> str:
-        leaf_id = keys.dice_id(self.leaf_key, compressed=self._compressed)
-        if self.message.kid is not None and self.message.kid != leaf_id:
-            raise Reject(Code.LEAF_KID, f"the token names key {self.message.kid.hex():.80}, the chain {leaf_id.hex()}")
-        cose.verify(self.message, self.leaf_key)
+        kid, leaf_id = self.message.kid, self.chain.leaf_id
+        if kid is not None and kid != leaf_id:
+            raise Reject(Code.LEAF_KID, f"the token names key {kid.hex():.80}, the chain {leaf_id.hex()}")
+        cose.verify(self.message, self.chain.leaf_key)
         return "signed by the last key of the chain"
 
     def check_claims(self) -> str:
         token = eat.read_token(self.claims)
-        config = dice_cbor.read_application_config(self.application.configuration)
-        self.boot_config = dice_cbor.read_bootloader_config(self.bootloader.configuration)
+        config, application, bootloader = self.chain.app_config, self.chain.application, self.chain.bootloader
         if token.ueid != self.device.ueid:
             raise Reject(Code.EAT_UEID, f"the token is from {token.ueid.hex()}, enrolled is {self.device.ueid.hex()}")
         self.authentic = DeviceClaims(
             ueid=token.ueid,
-            bootloader=Measurement.of_hash(self.bootloader.code_hash),
-            measurement=Measurement.of_hash(self.application.code_hash),
+            bootloader=Measurement.of_hash(bootloader.code_hash),
+            measurement=Measurement.of_hash(application.code_hash),
             application=config.name,
             secure_version=config.security_version,
             boot_id=config.boot_id,
             slot=config.slot,
             partition_table=config.partition_table,
-            mode=self.application.mode,
-            bootloader_mode=self.bootloader.mode,
-            authority_hash=self.application.authority_hash,
+            mode=application.mode,
+            bootloader_mode=bootloader.mode,
+            authority_hash=application.authority_hash,
             security_efuses=config.security_efuses,
             token=token,
         )
@@ -254,7 +269,7 @@ class _Judge:
         modes = set(self.policy.modes)
         modes = modes | {Mode.NOT_CONFIGURED} if self_reported else modes - {Mode.NOT_CONFIGURED}
         authorities = {bytes.fromhex(value) for value in self.policy.authority_hashes}
-        for name, layer in (("bootloader", self.bootloader), ("application", self.application)):
+        for name, layer in (("bootloader", self.chain.bootloader), ("application", self.chain.application)):
             if layer.mode not in modes:
                 raise Reject(Code.DICE_MODE, f"the {name} runs in mode {layer.mode}, which is not allowed here")
             zero = not any(layer.authority_hash)
@@ -369,6 +384,10 @@ class _Judge:
             policy_hash=policy_hash(policy) if policy else None,
             evidence_sha256=hashlib.sha256(self.evidence).digest(),
         )
+
+    @property
+    def boot_config(self) -> BootloaderConfig:
+        return self.chain.boot_config
 
     @property
     def _claims(self) -> DeviceClaims:

@@ -400,7 +400,7 @@ def test_53_security_version_below_policy_or_floor() -> None:
             },
         ),
     ]
-    refused("dice.config", judge(DEVICE, DEVICE.evidence(chain)), "claims")
+    refused("dice.config", judge(DEVICE, DEVICE.evidence(chain)), "chain")
 
 
 def test_identity_before_an_update_judges_any_application_and_says_so() -> None:
