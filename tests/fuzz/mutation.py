@@ -44,14 +44,20 @@ class Mutator:
     def next(self) -> bytes:
         """The next input."""
         random = self._random
-        choice = random.random()
-        if choice < 0.1:
+        if random.random() < 0.1:
             return random.randbytes(random.choice((0, 1, 3, 16, 64, 300, 4096)))[: self._limit]
         seed = random.choice(self._seeds)
-        tree = self._trees.get(seed)
-        data = seed
+        return self._vary(seed, self._trees.get(seed))
+
+    def vary(self, data: bytes, number: int) -> bytes:
+        """A change of any input, named by a number: for engines that choose inputs themselves."""
+        self._random.seed(number)
+        return self._vary(data, self._trees.get(data) or cbor_tree.parse(data))
+
+    def _vary(self, data: bytes, tree: cbor_tree.Node | None) -> bytes:
+        random, choice = self._random, self._random.random()
         if tree is not None and choice < 0.7:
-            data = cbor_tree.bend(tree, self._items, random)
+            data = cbor_tree.bend(tree, self._items or tree.walk(), random)
             if choice < 0.6:
                 return data[: self._limit]
         for _ in range(random.choice((1, 1, 1, 2, 4))):
