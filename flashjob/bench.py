@@ -61,6 +61,8 @@ class Wish:
     safety: Safety
     plain_http: bool
     baud: int
+    evidence: Path | None = None
+    """Directory for evidence records."""
 
 
 async def flash_one(
@@ -163,7 +165,7 @@ async def _flash(
         timeouts=Timeouts(),
         safety=wish.safety,
     )
-    judge = BenchJudge(trust, assignment)
+    judge = BenchJudge(trust, assignment, evidence=wish.evidence)
     with _bars(console) as bars:
         line = Lines(bars)
 

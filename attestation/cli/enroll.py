@@ -57,7 +57,7 @@ def from_factory_list(
     as_json: AsJson = False,
 ) -> None:
     """Enroll every device of a maker's list, or none: each key comes with a proof that it is held."""
-    store = open_trust(trust)
+    store = open_trust(trust, create=True)
     _policy(store, policy)
     listed = factory_list.read(read_input(file, factory_list.LIMIT_BYTES), batch)
     how = {"way": "factory-list", "batch": batch, "by": by, "at": now()}
@@ -88,7 +88,7 @@ def from_vendor_ca(
     as_json: AsJson = False,
 ) -> None:
     """Enroll every device whose UDS certificate leads to a trusted vendor CA, or none."""
-    store = open_trust(trust)
+    store = open_trust(trust, create=True)
     _policy(store, policy)
     at = now()
     limit = vendor_ca.LIMIT_BYTES * vendor_ca.MOST_CERTIFICATES
@@ -126,7 +126,7 @@ def first_use(
     if (where is None) == (evidence is None) or (evidence is None) != (nonce is None):
         raise typer.BadParameter("give either URL|PORT, or --evidence together with --nonce")
     key = public_key(anchor, "--anchor")
-    store = open_trust(trust)
+    store = open_trust(trust, create=True)
     rules = _policy(store, policy)
     if store.by_ueid(keys.ueid(key)) is not None:
         raise Reject(Code.ENROL_PENDING, f"{keys.ueid(key).hex()} is enrolled already")

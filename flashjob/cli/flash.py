@@ -48,6 +48,9 @@ def flash(
     allow_security_version_burn: Annotated[bool, typer.Option(help="Permit burning the eFuse counter.")] = False,
     plain_http: Annotated[bool, typer.Option(help="Speak to the registry without TLS.")] = False,
     baud: Annotated[int, typer.Option(help="Line rate of the transfer.")] = 460_800,
+    evidence_dir: Annotated[
+        Path | None, typer.Option(help="Keep the evidence of the verdict here, signed: see attest reappraise.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
 ) -> None:
     """Fetch, verify the signature, preflight, write, reboot, attest, confirm: then a verdict, and only then.
@@ -63,7 +66,7 @@ def flash(
     wish = Wish(
         reference, port, host, trust or default_trust(), device, chip, before,
         Safety(allow_downgrade=allow_downgrade, allow_security_version_burn=allow_security_version_burn),
-        plain_http, baud,
+        plain_http, baud, evidence_dir,
     )  # fmt: skip
     console = Console(stderr=as_json)
     try:

@@ -12,11 +12,14 @@ from typing import Annotated
 import typer
 from aiohttp import web
 
+from attestation.errors import Reject
+from attestation.keys import private_from_pem
 from flashjob.cluster.kubeapi import ApiError, KubeApi
 from flashjob.cluster.login import connect, own_namespace
 from flashjob.errors import FlashJobError
 from flashjob.gateway.book import CaseBook
 from flashjob.gateway.door import Door
+from flashjob.gateway.evidence_sink import DirectorySink
 from flashjob.gateway.keyfiles import load_keys
 from flashjob.gateway.progress import ProgressBoard
 from flashjob.gateway.service import Clock, Service
@@ -40,6 +43,14 @@ def gateway(
     kubeconfig: Annotated[Path | None, typer.Option(help="Outside a cluster: the kubeconfig to use.")] = None,
     operator_namespace: Annotated[str, typer.Option(help="Where the device Leases are; default: this pod's.")] = "",
     namespace: Annotated[str, typer.Option(help="Serve one namespace only.")] = "",
+    evidence_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="FLASHJOB_EVIDENCE_DIR", help="Keep the evidence of every verdict here, signed."),
+    ] = None,
+    evidence_key: Annotated[
+        Path | None,
+        typer.Option(envvar="FLASHJOB_EVIDENCE_KEY", help="PEM private key that signs evidence records."),
+    ] = None,
 ) -> None:
     """Serve flashing pods: nonces, permits, evidence, verdicts."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -54,13 +65,15 @@ def gateway(
     except (OSError, ssl.SSLError) as error:
         raise FlashJobError(Reason.KEY_UNREADABLE, f"{tls_cert}, {tls_key}: {error}", "check both files") from error
 
+    sink = _sink(evidence_dir, evidence_key)
+
     async def serve() -> None:
         api = await connect(kubeconfig)
         try:
             found = issuer or await _issuer(api)
             clock = Clock()
             book = CaseBook(api, operator_namespace or own_namespace(), found, TOKEN_AUDIENCE, clock, namespace)
-            door = Door(Service(book, keys, clock), book, ProgressBoard(), book)
+            door = Door(Service(book, keys, clock, sink), book, ProgressBoard(), book)
             runner = web.AppRunner(door.application(), access_log=None)
             await runner.setup()
             await web.TCPSite(runner, host, int(port), ssl_context=tls).start()
@@ -73,6 +86,19 @@ def gateway(
             await api.close()
 
     asyncio.run(serve())
+
+
+def _sink(folder: Path | None, key: Path | None) -> DirectorySink | None:
+    if folder is None and key is None:
+        return None
+    if folder is None or key is None:
+        raise typer.BadParameter("--evidence-dir and --evidence-key go together")
+    try:
+        return DirectorySink(folder, private_from_pem(key.read_bytes()))
+    except OSError as error:
+        raise FlashJobError(Reason.KEY_UNREADABLE, f"{key}: {error.strerror}", "check the file") from error
+    except Reject as reject:
+        raise FlashJobError(Reason.KEY_UNREADABLE, f"{folder}, {key}: {reject}", "check both") from reject
 
 
 async def _issuer(api: KubeApi) -> str:

@@ -64,13 +64,27 @@ _NONCE_EXPIRY: Final = slice(2, 6)
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict and all that it rested on."""
+
+    verdict: verifier.Verdict
+    evidence: bytes
+    context: verifier.Context
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """A verdict to be recorded in the task's report."""
+    """A verdict to be recorded in the task's report; `judged` where there was evidence."""
 
     outcome: Outcome
     reason: Reason
     message: str
-    verdict: verifier.Verdict | None = None
+    judged: Judged | None = None
+
+    @property
+    def verdict(self) -> verifier.Verdict | None:
+        """The verifier's verdict, where there was evidence."""
+        return self.judged.verdict if self.judged else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +175,11 @@ def permit(
         marks = () if mark in case.used_nonces else (mark,)
         if case.permits:
             resumed = _as_installed(case, request.evidence, keys, Purpose.BEFORE, now)
-            if resumed.accepted:
-                return _resume(case, _claims(resumed)), Addition(used_nonces=marks)
+            if resumed.verdict.accepted:
+                return _resume(case, _claims(resumed.verdict)), Addition(used_nonces=marks)
         else:
             running = _as_target(case, request.evidence, keys, now)
-            if running.accepted:
+            if running.verdict.accepted:
                 finding = _success(running, Outcome.ALREADY_RUNNING, Reason.ALREADY_RUNNING)
                 return PermitReply(decision=PermitDecision.ALREADY_RUNNING), Addition(None, marks, finding)
     _release(case, request.release)
@@ -203,9 +217,10 @@ def first_evidence(case: Case, request: EvidenceRequest, keys: Keys, *, now: int
         Refused: with the verdict in `addition` unless time alone explains it.
     """
     _open(case)
-    verdict = _as_installed(case, request.evidence, keys, Purpose.AFTER, now)
+    judged = _as_installed(case, request.evidence, keys, Purpose.AFTER, now)
+    verdict = judged.verdict
     if not verdict.accepted:
-        raise _rejected(verdict)
+        raise _rejected(judged)
     claims, answered = _claims(verdict), _answered(verdict)
     if nonce_mark(answered) in case.used_nonces:
         raise Refused(Reason.EVIDENCE_REPLAYED, "the evidence after the write was used before")
@@ -240,17 +255,18 @@ def confirm(case: Case, request: ConfirmRequest, keys: Keys, *, now: int) -> tup
         Refused: with the verdict in `addition` unless time alone explains it.
     """
     _open(case)
-    verdict = verifier.verify(
+    judged = _judged(
         request.evidence,
         _context(case, keys, _CONFIRM, now, expected=case.wanted, boot_ids=case.grant_ids, slot_states=_VALID),
     )
+    verdict = judged.verdict
     if not verdict.accepted:
-        raise _not_confirmed(verdict)
+        raise _not_confirmed(judged)
     answered = _answered(verdict)
     marks = (answered[_NONCE_RANDOM].hex(), nonce_mark(answered))
     if case.used_nonces.intersection(marks):
         raise Refused(Reason.EVIDENCE_REPLAYED, "the confirming evidence was used before")
-    finding = _success(verdict, Outcome.PROVEN, Reason.PROVEN)
+    finding = _success(judged, Outcome.PROVEN, Reason.PROVEN)
     reply = VerdictReply(outcome=finding.outcome, reason=str(finding.reason), message=finding.message)
     return reply, Addition(used_nonces=marks, finding=finding)
 
@@ -291,9 +307,14 @@ def _context(
     )
 
 
+def _judged(evidence: bytes, context: verifier.Context) -> Judged:
+    return Judged(verifier.verify(evidence, context), evidence, context)
+
+
 def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Verdict:
     known = case.before is Before.KNOWN
-    verdict = verifier.verify(evidence, _context(case, keys, Purpose.BEFORE, now, any_application=not known))
+    judged = _judged(evidence, _context(case, keys, Purpose.BEFORE, now, any_application=not known))
+    verdict = judged.verdict
     if verdict.accepted:
         return verdict
     if verdict.code in (Code.EAT_UEID, Code.ANCHOR_ID):
@@ -302,17 +323,15 @@ def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Ver
         raise Refused(Reason.ATTEST_TIMEOUT, f"before the write: {_said(verdict)}", retryable=True)
     else:
         reason = Reason.BEFORE_ATTESTATION_FAILED
-    raise _final(reason, f"before the write: {_said(verdict)}", verdict)
+    raise _final(reason, f"before the write: {_said(verdict)}", judged)
 
 
-def _as_target(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Verdict:
-    return verifier.verify(
-        evidence, _context(case, keys, Purpose.BEFORE, now, expected=case.wanted, slot_states=_VALID)
-    )
+def _as_target(case: Case, evidence: bytes, keys: Keys, now: int) -> Judged:
+    return _judged(evidence, _context(case, keys, Purpose.BEFORE, now, expected=case.wanted, slot_states=_VALID))
 
 
-def _as_installed(case: Case, evidence: bytes, keys: Keys, purpose: Purpose, now: int) -> verifier.Verdict:
-    return verifier.verify(
+def _as_installed(case: Case, evidence: bytes, keys: Keys, purpose: Purpose, now: int) -> Judged:
+    return _judged(
         evidence,
         _context(case, keys, purpose, now, expected=case.wanted, boot_ids=case.grant_ids, slot_states=_INSTALLED),
     )
@@ -410,27 +429,29 @@ def _second_nonce(case: Case, first: bytes, keys: Keys) -> bytes:
     return nonce.issue(keys.ring, case.subject.id, _audience(case, _CONFIRM), now=issued, ttl=ttl, random=random)
 
 
-def _success(verdict: verifier.Verdict, outcome: Outcome, reason: Reason) -> Finding:
-    if verdict.proven_at_tier:
-        return Finding(outcome, reason, reason.meaning, verdict)
-    missing = "; ".join(verdict.unproven)
-    return Finding(Outcome.BELOW_POLICY, Reason.ROOT_OF_TRUST_TOO_LOW, f"not proven: {missing}", verdict)
+def _success(judged: Judged, outcome: Outcome, reason: Reason) -> Finding:
+    if judged.verdict.proven_at_tier:
+        return Finding(outcome, reason, reason.meaning, judged)
+    missing = "; ".join(judged.verdict.unproven)
+    return Finding(Outcome.BELOW_POLICY, Reason.ROOT_OF_TRUST_TOO_LOW, f"not proven: {missing}", judged)
 
 
-def _rejected(verdict: verifier.Verdict) -> Refused:
+def _rejected(judged: Judged) -> Refused:
+    verdict = judged.verdict
     if verdict.code is Code.NONCE_EXPIRED:
         return Refused(Reason.ATTEST_TIMEOUT, f"after the write: {_said(verdict)}", retryable=True)
-    return _final(_reason(verdict), f"after the write: {_said(verdict)}", verdict)
+    return _final(_reason(verdict), f"after the write: {_said(verdict)}", judged)
 
 
-def _not_confirmed(verdict: verifier.Verdict) -> Refused:
+def _not_confirmed(judged: Judged) -> Refused:
     """Rule 13 at the confirm: the first evidence was right, so an old image now means that the device reset."""
+    verdict = judged.verdict
     said = f"at the confirm: {_said(verdict)}"
     if verdict.code in (Code.SLOT_STATE, Code.NONCE_EXPIRED):
         return Refused(Reason.CONFIRM_TIMEOUT, said)
     if _reason(verdict) in (Reason.MEASUREMENT_MISMATCH, Reason.BOOT_ID_MISMATCH):
         return Refused(Reason.RESET_BEFORE_CONFIRM, said)
-    return _final(_reason(verdict), said, verdict)
+    return _final(_reason(verdict), said, judged)
 
 
 def _reason(verdict: verifier.Verdict) -> Reason:
@@ -459,8 +480,8 @@ _REASONS: Final = {
 }
 
 
-def _final(reason: Reason, message: str, verdict: verifier.Verdict | None = None) -> Refused:
-    return Refused(reason, message, addition=Addition(finding=Finding(Outcome.REJECTED, reason, message, verdict)))
+def _final(reason: Reason, message: str, judged: Judged | None = None) -> Refused:
+    return Refused(reason, message, addition=Addition(finding=Finding(Outcome.REJECTED, reason, message, judged)))
 
 
 def _said(verdict: verifier.Verdict) -> str:

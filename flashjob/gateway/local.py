@@ -7,17 +7,21 @@ Rules:
 2. Nonce keys are random per run and the report lives in memory: single use holds for this process, which is the only
    one that may have the device (its file is locked by the caller).
 3. A verdict after Confirm raises the floors and replaces the last confirmed measurement; nothing else does.
-4. The release statement's signature is checked here against ``release/*.pub``; without such a key it is refused.
+4. With a directory for evidence, what each verdict rested on is kept there, signed with the directory's own key.
+5. The release statement's signature is checked here against ``release/*.pub``; without such a key it is refused.
 """
 
 import secrets
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation import release
 from attestation.anchors import Floors
 from attestation.directory import TrustDirectory
 from attestation.errors import Reject
-from attestation.keys import key_id
+from attestation.keys import PrivateKey, key_id
 from attestation.nonce import KeyRing
 from flashjob.api.flashtask import Report, Verdict
 from flashjob.errors import FlashJobError
@@ -38,8 +42,13 @@ from flashjob.wire.pod import Assignment
 from flashjob.wire.reasons import Reason
 
 from .case import Case, Keys, PermitRecord, Subject
+from .evidence_sink import DirectorySink
 from .judge import Refused
 from .service import Clock, Conflict, Gathered, Service
+
+
+def _new_key() -> PrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 @dataclass(slots=True)
@@ -111,16 +120,24 @@ class BenchJudge:
         trust: the directory.
         assignment: the attempt.
         clock: time and randomness.
+        evidence: directory for evidence records (rule 4); None: none are kept.
 
     Raises:
-        Reject: the directory has no usable grant key.
+        Reject: the directory has no usable grant key, or evidence cannot be kept.
     """
 
-    def __init__(self, trust: TrustDirectory, assignment: Assignment, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        trust: TrustDirectory,
+        assignment: Assignment,
+        clock: Clock | None = None,
+        evidence: Path | None = None,
+    ) -> None:
         self._trust, self._assignment = trust, assignment
         self._cases = BenchCases(trust, assignment)
         keys = Keys(KeyRing(current=0, keys={0: secrets.token_bytes(32)}), trust.grant_key())
-        self._service = Service(self._cases, keys, clock or Clock())
+        sink = DirectorySink(evidence, trust.evidence_key(_new_key)) if evidence else None
+        self._service = Service(self._cases, keys, clock or Clock(), sink)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -155,7 +172,7 @@ class BenchJudge:
         return None
 
     def _check_release(self, data: bytes | None) -> None:
-        """Rule 4."""
+        """Rule 5."""
         if data is None:
             return
         try:

@@ -28,7 +28,7 @@ from flashjob.wire.reasons import Reason
 
 from . import judge
 from .case import Case, Keys
-from .judge import Addition, Refused
+from .judge import Addition, Finding, Refused
 from .record import added
 
 _TRIES: Final = 5
@@ -61,6 +61,14 @@ class Cases(Protocol):
         ...
 
 
+class EvidenceSink(Protocol):
+    """Keeps what deciding verdicts rested on, for good."""
+
+    async def keep(self, case: Case, finding: Finding) -> None:
+        """Keep one. Must not raise: a verdict that stands is not undone because its record cannot be kept."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Clock:
     """Where time and randomness enter; tests bring their own."""
@@ -81,11 +89,13 @@ class Service:
         cases: gathers and writes.
         keys: what the gateway signs and recognises with.
         clock: time and randomness.
+        sink: where the evidence of verdicts is kept once they are written; None: nowhere.
     """
 
     cases: Cases
     keys: Keys
     clock: Clock
+    sink: EvidenceSink | None = None
 
     async def nonce(self, namespace: str, task: str, request: NonceRequest) -> NonceReply:
         """A fresh nonce. Raises Refused."""
@@ -135,6 +145,8 @@ class Service:
                     await self.cases.write(namespace, task, report, gathered.version)
                 except Conflict:
                     continue
+                if self.sink is not None and addition.finding is not None:
+                    await self.sink.keep(gathered.case, addition.finding)
             if refused is not None:
                 raise refused
             return reply
