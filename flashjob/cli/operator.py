@@ -37,6 +37,17 @@ def operator(
     identity: Annotated[
         str, typer.Option(envvar="POD_UID", help="Name in the leader's Lease; should outlive a restarted container.")
     ] = "",
+    cache_dir: Annotated[
+        str,
+        typer.Option(help="Folder of every node with a node cache, mounted read-only as a hostPath; default: none."),
+    ] = "",
+    cache_claim: Annotated[
+        str, typer.Option(help="PersistentVolumeClaim in the jobs' namespaces with a node cache; default: none.")
+    ] = "",
+    mirror: Annotated[
+        str,
+        typer.Option(help="URL of a mirror by digest; $(FLASHJOB_NODE_IP) is the pod's node. Default: none."),
+    ] = "",
     kubeconfig: Annotated[Path | None, typer.Option(help="Outside a cluster: the kubeconfig to use.")] = None,
 ) -> None:
     """Run FlashJobs."""
@@ -45,11 +56,22 @@ def operator(
     host, _, port = listen.rpartition(":")
     if not port.isdecimal():
         raise FlashJobError("InvalidOption", f"--listen {listen}", "give ADDRESS:PORT")
+    if cache_dir and (cache_claim or not cache_dir.startswith("/")):
+        raise FlashJobError("InvalidOption", f"--cache-dir {cache_dir}", "give an absolute path, and no --cache-claim")
+    if mirror and not mirror.startswith(("http://", "https://")):
+        raise FlashJobError("InvalidOption", f"--mirror {mirror}", "give http://HOST:PORT or https://HOST:PORT")
+    pods = PodSettings(
+        image=image,
+        gateway_url=gateway_url,
+        cache_dir=cache_dir or None,
+        cache_claim=cache_claim or None,
+        mirror=mirror or None,
+    )
     options = Options(
         namespace=namespace or own_namespace(),
         watch_namespace=watch_namespace,
         identity=identity or f"{os.uname().nodename}-{os.getpid()}",
-        pods=PodSettings(image=image, gateway_url=gateway_url),
+        pods=pods,
         gateway_ca=gateway_ca,
         listen=(host or "0.0.0.0", int(port)),
     )

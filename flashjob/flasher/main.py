@@ -26,7 +26,7 @@ from firmware_pipeline import api
 from firmware_pipeline.credentials import load_credentials
 from firmware_pipeline.errors import PipelineError
 from flashjob.errors import FlashJobError
-from flashjob.flasher.fetch import fetch
+from flashjob.flasher.fetch import fetch, nearest
 from flashjob.flasher.gateway_client import GatewayClient
 from flashjob.flasher.judge import Judge
 from flashjob.flasher.run import Attempt, Firmware
@@ -114,7 +114,8 @@ class Fetcher:
             store = api.open_store(f"{target.repository}@{target.index_digest}", options)
         except PipelineError as error:
             raise FlashJobError(Reason.REGISTRY_UNAUTHORIZED.value, error.message, error.next_step) from error
-        return fetch(store, target, self._work_dir)
+        near = nearest(store, target, self._environment.get(pod.ENV_CACHE_DIR), self._environment.get(pod.ENV_MIRROR))
+        return fetch(near, target, self._work_dir)
 
 
 async def run_pod(settings: Settings, environment: Mapping[str, str]) -> list[DeviceResult]:

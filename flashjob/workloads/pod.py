@@ -7,7 +7,8 @@
    it claims nothing and runs anywhere. It never sets spec.nodeName, and never carries an akri.sh label.
 4. It runs as nobody, without privileges, with a read-only root and a work directory of its own.
 5. It is owned by the FlashJob: it goes with the job, not with an Instance that a reboot removes.
-6. Overrides add labels (never ours or Akri's), tolerations and a priority class; they take nothing away.
+6. A node cache, where the installation has one, is mounted read-only; nothing else of the node ever is.
+7. Overrides add labels (never ours or Akri's), tolerations and a priority class; they take nothing away.
 """
 
 import json
@@ -41,6 +42,10 @@ class PodSettings:
         pull_policy: imagePullPolicy.
         serial_groups: supplementary groups that own serial device nodes.
         resources: requests and limits beside the claimed port.
+        cache_dir: folder of every node that holds a node cache; a hostPath, which the restricted Pod Security Standard
+            forbids.
+        cache_claim: PersistentVolumeClaim in the jobs' namespace that holds one; instead of `cache_dir`.
+        mirror: URL of a mirror by digest; `$(FLASHJOB_NODE_IP)` in it is the node's address.
     """
 
     image: str
@@ -52,6 +57,9 @@ class PodSettings:
     resources: Mapping[str, Mapping[str, str]] = field(
         default_factory=lambda: {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
     )
+    cache_dir: str | None = None
+    cache_claim: str | None = None
+    mirror: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +163,7 @@ def owner_reference(owner: Owner) -> dict[str, Any]:
 def _container(
     assignments: Assignments, placement: Placement, settings: PodSettings, credentials: bool
 ) -> dict[str, Any]:
+    cache = settings.cache_dir or settings.cache_claim
     env = {
         wire.ENV_ASSIGNMENTS: json.dumps(assignments.dump(), separators=(",", ":")),
         wire.ENV_GATEWAY_URL: settings.gateway_url,
@@ -163,12 +172,19 @@ def _container(
         wire.ENV_WORK_DIR: wire.MOUNT_WORK,
         wire.ENV_TERMINATION_FILE: wire.TERMINATION_FILE,
         **({wire.ENV_DOCKER_CONFIG: wire.MOUNT_DOCKER} if credentials else {}),
+        **({wire.ENV_CACHE_DIR: wire.MOUNT_CACHE} if cache else {}),
+        **({wire.ENV_MIRROR: settings.mirror} if settings.mirror else {}),
     }
+    variables: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in env.items()]
+    if settings.mirror and f"$({wire.ENV_NODE_IP})" in settings.mirror:
+        source = {"fieldRef": {"fieldPath": "status.hostIP"}}
+        variables.insert(0, {"name": wire.ENV_NODE_IP, "valueFrom": source})
     mounts = {
         "token": (wire.MOUNT_TOKEN, True),
         "ca": (wire.MOUNT_CA, True),
         "work": (wire.MOUNT_WORK, False),
         **({"docker": (wire.MOUNT_DOCKER, True)} if credentials else {}),
+        **({"cache": (wire.MOUNT_CACHE, True)} if cache else {}),
     }
     resources = {kind: dict(values) for kind, values in settings.resources.items()}
     if placement.instance:
@@ -179,7 +195,7 @@ def _container(
         "image": settings.image,
         "imagePullPolicy": settings.pull_policy,
         "command": list(COMMAND),
-        "env": [{"name": key, "value": value} for key, value in env.items()],
+        "env": variables,
         "volumeMounts": [
             {"name": key, "mountPath": path, "readOnly": read_only} for key, (path, read_only) in mounts.items()
         ],
@@ -205,4 +221,9 @@ def _volumes(settings: PodSettings, pull_secrets: Sequence[str]) -> list[dict[st
     if pull_secrets:
         items = [{"key": ".dockerconfigjson", "path": "config.json"}]
         volumes.append({"name": "docker", "secret": {"secretName": pull_secrets[0], "items": items}})
+    if settings.cache_claim:
+        claim = {"claimName": settings.cache_claim, "readOnly": True}
+        volumes.append({"name": "cache", "persistentVolumeClaim": claim})
+    elif settings.cache_dir:
+        volumes.append({"name": "cache", "hostPath": {"path": settings.cache_dir, "type": "Directory"}})
     return volumes

@@ -136,3 +136,36 @@ def test_overrides_add_and_never_forge() -> None:
 
 def test_no_serial_groups_where_none_are_configured() -> None:
     assert "supplementalGroups" not in build(settings=replace(SETTINGS, serial_groups=()))["spec"]["securityContext"]
+
+
+def volume(made: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((v for v in made["spec"]["volumes"] if v["name"] == name), None)
+
+
+@pytest.mark.parametrize(
+    ("more", "source"),
+    [
+        (
+            {"cache_dir": "/var/lib/flashjob/cache"},
+            {"hostPath": {"path": "/var/lib/flashjob/cache", "type": "Directory"}},
+        ),
+        ({"cache_claim": "cache"}, {"persistentVolumeClaim": {"claimName": "cache", "readOnly": True}}),
+    ],
+)
+def test_rule_6_a_node_cache_is_mounted_read_only(more: dict[str, Any], source: dict[str, Any]) -> None:
+    plain, made = build(), build(settings=replace(SETTINGS, **more))
+    assert volume(plain, "cache") is None
+    assert wire.ENV_CACHE_DIR not in env(plain)
+    assert volume(made, "cache") == {"name": "cache", **source}
+    (mount,) = [m for m in made["spec"]["containers"][0]["volumeMounts"] if m["name"] == "cache"]
+    assert mount == {"name": "cache", "mountPath": env(made)[wire.ENV_CACHE_DIR], "readOnly": True}
+
+
+def test_a_mirror_may_be_the_nodes_own() -> None:
+    made = build(settings=replace(SETTINGS, mirror="http://$(FLASHJOB_NODE_IP):5080"))
+    variables = made["spec"]["containers"][0]["env"]
+    assert variables[0] == {"name": "FLASHJOB_NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
+    assert {"name": "FLASHJOB_MIRROR", "value": "http://$(FLASHJOB_NODE_IP):5080"} in variables
+    fixed = build(settings=replace(SETTINGS, mirror="https://mirror.test"))
+    assert env(fixed)["FLASHJOB_MIRROR"] == "https://mirror.test"
+    assert "FLASHJOB_NODE_IP" not in env(fixed)
