@@ -45,6 +45,8 @@ class Knobs:
     token_seconds: float = 300
     revoke_tokens: int = 0  # refuse this many good tokens
     referrers_api: bool = False
+    referrers_page: int = 0  # entries in each page of the list
+    referrers_link: str = ""  # where the list says that it goes on, at the end too
     answer_subject: bool = False
     busy: int = 0  # answer this many requests with `busy_status`
     busy_status: int = 429
@@ -72,7 +74,9 @@ class HostileRegistry:
         self.tokens: dict[str, str] = {}
         self.released = threading.Event()
         self.on_tag: Callable[[str], None] | None = None
-        self.script: Callable[[Any], bool] | None = None  # answers a request itself and returns True, or leaves it to us
+        self.script: Callable[[Any], bool] | None = (
+            None  # answers a request itself and returns True, or leaves it to us
+        )
         self._serial = 0
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"registry": self})
@@ -274,8 +278,15 @@ class _Handler(BaseHTTPRequestHandler):
             document = json.loads(raw)
             if document.get("subject", {}).get("digest") == digest:
                 entries.append({"mediaType": media_type, "digest": key, "size": len(raw), "artifactType": "wrong/type"})
+        headers, size = {"Content-Type": INDEX}, self.registry.knobs.referrers_page
+        if size:
+            start = int(parse_qs(urlsplit(self.path).query).get("from", ["0"])[0])
+            following = self.registry.knobs.referrers_link or f"{urlsplit(self.path).path}?from={start + size}"
+            if start + size < len(entries) or self.registry.knobs.referrers_link:
+                headers["Link"] = f'<{following}>; rel="next"'
+            entries = entries[start : start + size]
         body = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
-        return self._send(200, body, {"Content-Type": INDEX})
+        return self._send(200, body, headers)
 
     # ---- blobs -----------------------------------------------------------------------------------------
 

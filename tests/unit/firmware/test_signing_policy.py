@@ -49,13 +49,13 @@ class Scene:
     chips: list[Descriptor]
     policy: VerificationPolicy = field(default_factory=lambda: VerificationPolicy(trust(P256)))
 
-    def sign(self, signer: LocalSigner = P256, identity: str = HOME, **annotations: str) -> None:
+    def sign(self, signer: LocalSigner = P256, identity: str = HOME, **annotations: str) -> Any:
         sign(self.store, self.index, signer, identity, annotations)
 
-    def attest(self, kind: str, predicate: Mapping[str, Any], signer: LocalSigner = P256, *on: Descriptor) -> None:
+    def attest(self, kind: str, predicate: Mapping[str, Any], signer: LocalSigner = P256, *on: Descriptor) -> Any:
         attest(self.store, on or [self.index], signer, HOME, kind, dict(predicate))
 
-    def simple(self, change: Callable[[dict[str, Any]], object], signer: LocalSigner = P256) -> None:
+    def simple(self, change: Callable[[dict[str, Any]], object], signer: LocalSigner = P256) -> Any:
         """A signature in the older format, by a good key over changed words."""
         document = json.loads(formats.simple_payload(self.index.digest, HOME))
         change(document)
@@ -64,7 +64,7 @@ class Scene:
 
     def bundle(
         self, body: bytes | None = None, signer: LocalSigner = P256, change: Callable[[Any], object] | None = None
-    ) -> None:
+    ) -> Any:
         """A bundle by a good key; `change` acts on the finished document."""
         body = formats.statement(self.index.digest) if body is None else body
         raw = formats.bundle(body, signer.sign(formats.pae(body), curve_hash=True), key_hint(signer.public_key))
@@ -85,7 +85,7 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(store, index, chips)
 
 
-def demand(scene: Scene, **changes: Any) -> None:
+def demand(scene: Scene, **changes: Any) -> Any:
     scene.policy = replace(scene.policy, **changes)
 
 
