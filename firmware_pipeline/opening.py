@@ -10,6 +10,7 @@ from typing import Final
 from firmware_pipeline import artifact, config
 from firmware_pipeline.artifact import ChipArtifact, Layer
 from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.hardware import HardwareFacts
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.layout import LayoutStore
 from firmware_pipeline.oci import Descriptor, Index, malformed
@@ -150,28 +151,20 @@ def open_index(store: ArtifactStore, digest: str) -> Index:
     return artifact.read_index(store.get_manifest(digest).raw, digest)
 
 
-def open_chip(store: ArtifactStore, index_digest: str, chip: str) -> ChipArtifact:
+def open_chip(store: ArtifactStore, index_digest: str, chip: str, facts: HardwareFacts | None = None) -> ChipArtifact:
     """Everything about one chip's firmware but the images, by way of the index.
 
-    Raises:
-        PipelineError: PlatformMissing, WrongChip, ArtifactMalformed, ConfigMalformed, ReleaseInvalid; as the store.
-    """
-    entry = artifact.find_chip(open_index(store, index_digest), chip)
-    return open_manifest(store, entry.digest, chip, size=entry.size)
-
-
-def open_chips(store: ArtifactStore, index: Index) -> list[tuple[Descriptor, ChipArtifact]]:
-    """Every entry of an index with what it holds, sorted by platform; a chip has several where features differ.
+    Args:
+        facts: what is known of the device, where the chip may have several builds with different features.
 
     Raises:
-        PipelineError: as `open_chip`.
+        PipelineError: PlatformMissing, PlatformAmbiguous, WrongChip, ArtifactMalformed, ConfigMalformed, ReleaseInvalid;
+            as the store.
     """
-    found = [
-        (entry, open_manifest(store, entry.digest, entry.platform.variant, size=entry.size))
-        for entry in index.manifests
-        if entry.platform and entry.platform.variant
-    ]
-    return sorted(found, key=lambda pair: (pair[1].target, pair[1].config.features))
+    entry = artifact.find_chip(open_index(store, index_digest), chip, facts)
+    opened = open_manifest(store, entry.digest, chip, size=entry.size)
+    artifact.check_entry(entry, opened.config)
+    return opened
 
 
 def open_manifest(store: ArtifactStore, manifest_digest: str, chip: str, *, size: int | None = None) -> ChipArtifact:
