@@ -161,7 +161,24 @@ def open_chip(store: ArtifactStore, index_digest: str, chip: str, facts: Hardwar
         PipelineError: PlatformMissing, PlatformAmbiguous, WrongChip, ArtifactMalformed, ConfigMalformed, ReleaseInvalid;
             as the store.
     """
-    entry = artifact.find_chip(open_index(store, index_digest), chip, facts)
+    return _open_entry(store, artifact.find_chip(open_index(store, index_digest), chip, facts), chip)
+
+
+def open_chips(store: ArtifactStore, index: Index) -> list[tuple[Descriptor, ChipArtifact]]:
+    """Every entry of an index with what it holds, sorted by platform; a chip has several where features differ.
+
+    Raises:
+        PipelineError: as `open_chip`.
+    """
+    found = [
+        (entry, _open_entry(store, entry, entry.platform.variant))
+        for entry in index.manifests
+        if entry.platform and entry.platform.variant
+    ]
+    return sorted(found, key=lambda pair: (pair[1].target, pair[1].config.features))
+
+
+def _open_entry(store: ArtifactStore, entry: Descriptor, chip: str) -> ChipArtifact:
     opened = open_manifest(store, entry.digest, chip, size=entry.size)
     artifact.check_entry(entry, opened.config)
     return opened
