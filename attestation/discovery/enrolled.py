@@ -79,12 +79,14 @@ class Judged:
         code: why the device is not accepted; empty if it is.
         message: for people: why it is not accepted, or why it is not listed though it is, or that all is well.
         is_itself: it proved its identity, reached directly and not by a relay, whatever it runs and in whatever state.
+        asked_at: when its nonce was drawn, Unix seconds; 0: not known.
     """
 
     verdict: Verdict
     code: str
     message: str
     is_itself: bool = False
+    asked_at: int = 0
 
     @property
     def slot_state(self) -> SlotState | None:

@@ -89,14 +89,14 @@ def judge(attestation: Attestation, verdict: Verdict) -> tuple[Judged, Listing |
         reached is None or any(same_address(own, reached) for own in claims.token.addresses)
     )
     if not verdict.accepted or claims is None:
-        return Judged(verdict, str(verdict.code or ""), verdict.message, is_itself=direct), None
+        return Judged(verdict, str(verdict.code or ""), verdict.message, direct, attestation.unix), None
     if not direct:
         own = ", ".join(claims.token.addresses) or "none"
         message = f"reached at {reached}, but the device names {own}: its answer may have been relayed"
-        return Judged(verdict, str(Code.EAT_ADDRESS), message), None
+        return Judged(verdict, str(Code.EAT_ADDRESS), message, asked_at=attestation.unix), None
     if not verdict.proven_at_tier or verdict.policy_hash is None or verdict.tier is None:
         message = f"accepted, but not listed: not proven are {', '.join(verdict.unproven)}"
-        return Judged(verdict, "", message, is_itself=True), None
+        return Judged(verdict, "", message, True, attestation.unix), None
     listing = Listing(
         ueid=claims.ueid,
         measurement=claims.measurement,
@@ -108,4 +108,4 @@ def judge(attestation: Attestation, verdict: Verdict) -> tuple[Judged, Listing |
         endpoint=attestation.endpoint,
         tier=verdict.tier,
     )
-    return Judged(verdict, "", verdict.message, is_itself=True), listing
+    return Judged(verdict, "", verdict.message, True, attestation.unix), listing

@@ -143,6 +143,11 @@ class AttestationState(WireModel):
     policy_hash: Annotated[Hex | None, Field(description="SHA-256 of the policy that judged.")] = None
     at: Annotated[Timestamp, Field(description="When.")]
 
+    @property
+    def is_clone_alarm(self) -> bool:
+        """Whether two devices seem to share this identity: as good as a quarantine, until it is released by name."""
+        return self.code.startswith("clone.")
+
 
 class Floors(WireModel):
     """What may only rise."""

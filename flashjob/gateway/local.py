@@ -8,9 +8,11 @@ Rules:
    one that may have the device (its file is locked by the caller).
 3. A verdict after Confirm raises the floors and replaces the last confirmed measurement; nothing else does.
 4. With a directory for evidence, what each verdict rested on is kept there, signed with the directory's own key.
-5. The release statement's signature is checked here against ``release/*.pub``; without such a key it is refused.
+5. A boot that contradicts earlier ones (attestation.clones) suspends the device from then on.
+6. The release statement's signature is checked here against ``release/*.pub``; without such a key it is refused.
 """
 
+import logging
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,8 +45,10 @@ from flashjob.wire.reasons import Reason
 
 from .case import Case, Keys, PermitRecord, Subject
 from .evidence_sink import DirectorySink
-from .judge import Refused
+from .judge import Finding, Refused
 from .service import Clock, Conflict, Gathered, Service
+
+log = logging.getLogger(__name__)
 
 
 def _new_key() -> PrivateKey:
@@ -113,6 +117,25 @@ class BenchCases:
         self.report, self.version = report, self.version + 1
 
 
+@dataclass(frozen=True, slots=True)
+class BenchSink:
+    """Remembers the boot that a verdict was about (rule 5) and keeps its evidence; implements service.EvidenceSink."""
+
+    trust: TrustDirectory
+    records: DirectorySink | None
+
+    async def keep(self, case: Case, finding: Finding) -> None:
+        """See EvidenceSink."""
+        if finding.judged is not None:
+            try:
+                asked_at = finding.judged.context.now
+                self.trust.observe(finding.judged.verdict, case.subject.id, asked_at=asked_at, by="flashjob flash")
+            except Reject as reject:
+                log.error("the boot of %s is not remembered: %s", case.subject.id.hex(), reject)
+        if self.records is not None:
+            await self.records.keep(case, finding)
+
+
 class BenchJudge:
     """A `Judge` for one attempt (flashjob.flasher.judge).
 
@@ -136,8 +159,8 @@ class BenchJudge:
         self._trust, self._assignment = trust, assignment
         self._cases = BenchCases(trust, assignment)
         keys = Keys(KeyRing(current=0, keys={0: secrets.token_bytes(32)}), trust.grant_key())
-        sink = DirectorySink(evidence, trust.evidence_key(_new_key)) if evidence else None
-        self._service = Service(self._cases, keys, clock or Clock(), sink)
+        records = DirectorySink(evidence, trust.evidence_key(_new_key)) if evidence else None
+        self._service = Service(self._cases, keys, clock or Clock(), BenchSink(trust, records))
 
     @property
     def verdict(self) -> Verdict | None:
@@ -172,7 +195,7 @@ class BenchJudge:
         return None
 
     def _check_release(self, data: bytes | None) -> None:
-        """Rule 5."""
+        """Rule 6."""
         if data is None:
             return
         try:

@@ -3,7 +3,7 @@
 
 1. IdentityConflict: another Device, in any namespace, has the same id, or its Lease was made for another Device.
 2. Suspended.
-3. Quarantined, unless released after the quarantine began.
+3. Quarantined, or found to share its identity with another device, unless released after that.
 4. PolicyMissing: the policy that judges it does not exist.
 5. SignersNotConfigured, Unsigned, SignatureMissing: the policy's demands on the artifact are not met.
 6. TransportUnsupported.
@@ -51,6 +51,13 @@ def withheld(device: Device) -> Refusal | None:
         return refuse(
             Reason.QUARANTINED,
             f"Device {device.name} is in quarantine since {quarantine.since} for {quarantine.reason}",
+        )
+    seen = device.status.attestation
+    alarm = seen if seen is not None and seen.is_clone_alarm else None
+    if alarm is not None and (device.released_at is None or device.released_at < seconds(alarm.at)):
+        return refuse(
+            Reason.QUARANTINED,
+            f"two devices seem to share the identity of Device {device.name}, seen at {alarm.at}: {alarm.code}",
         )
     return None
 

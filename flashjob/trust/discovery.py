@@ -7,6 +7,8 @@ Rules (tests name them):
    from the start of a task's pod to its verdict the device's serial port is left alone.
 2. Of Device.status only `attestation`, `endpoint` and `instance` are written, together, and only when they say something
    new: time and wording alone are nothing new.
+   A look that contradicts the last one (attestation.clones) says so with a clone code; that stands, whatever is found
+   later, until the device is released by name.
 3. `instance` is the Instance of the first Configuration, by name, that lists the device; its name is Akri's.
 4. What cannot be written for now is written later; only the newest finding of a device counts.
 """
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from attestation import clones
 from attestation.discovery.details import Details, DetailsError, Transport, parse_details
 from attestation.discovery.enrolled import EnrolledDevice, Judged, Look
 from attestation.errors import Reject
@@ -244,28 +247,45 @@ def status_patch(known: KnownDevice, look: Look, instance: InstanceRef | None, n
         now: Unix seconds.
     """
     patch: dict[str, Any] = {}
-    if look.judged is not None:
-        state = attestation_state(look.judged, now)
+    alarmed = known.attestation is not None and known.attestation.is_clone_alarm and bool(known.quarantine)
+    if look.judged is not None and not alarmed:
+        state = attestation_state(look.judged, now, _clone(known, look.judged))
         if known.attestation is None or _matter(known.attestation) != _matter(state):
             # null first: a merge patch keeps what it does not name, and the last look's claims are not this one's
             names = [field.alias or name for name, field in AttestationState.model_fields.items()]
             patch["attestation"] = {**dict.fromkeys(names), **state.dump()}
     if look.endpoint and look.endpoint != known.endpoint:
         patch["endpoint"] = look.endpoint
+    if patch.get("attestation", {}).get("code", "").startswith("clone."):
+        instance = None  # the handler hears of it from here and withdraws the device
     if instance != known.instance:
         patch["instance"] = instance.dump() if instance else None
     return patch
 
 
-def attestation_state(judged: Judged, now: float) -> AttestationState:
-    """A finding as Device.status holds it."""
+def _clone(known: KnownDevice, judged: Judged) -> clones.Finding:
+    """Whether this look contradicts the last one that stands in the status."""
+    last, before = known.attestation, []
+    if last and last.boot_count is not None and last.boot_seed_hash is not None and not last.is_clone_alarm:
+        before.append(clones.Sighting(last.boot_count, bytes.fromhex(last.boot_seed_hash), _unix(last.at)))
+    floor = known.floors.boot_count
+    return clones.observe(before, judged.verdict, asked_at=judged.asked_at, boot_count_floor=floor)
+
+
+def _unix(timestamp: str) -> int:
+    return int(datetime.fromisoformat(timestamp).timestamp())
+
+
+def attestation_state(judged: Judged, now: float, clone: clones.Finding | None = None) -> AttestationState:
+    """A finding as Device.status holds it; an alarm of `clone` is what it says before all else."""
+    alarm = clone.alarm if clone else None
     verdict = judged.verdict
     claims = verdict.claims
     measurement = claims.measurement if claims else None
     return AttestationState(
-        accepted=not judged.code,
-        code=judged.code,
-        message=judged.message[:_MESSAGE],
+        accepted=not judged.code and alarm is None,
+        code=str(alarm or judged.code),
+        message=(clone.message if clone and alarm else judged.message)[:_MESSAGE],
         application=claims.application[:32] if claims else "",
         version=claims.version if claims else "",
         measurement=(

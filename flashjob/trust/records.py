@@ -7,6 +7,8 @@ Rules (tests name them):
    nothing it says can hold.
 2. A task is live until its phase is final or it is being deleted; only a live task pins measurements.
 3. A task has a device under its hands from an attempt's permit to that attempt's verdict.
+4. A device is withheld while it is in quarantine, or while the discovery handler's last look says that two devices share
+   its identity; a release by name that is later than either ends it.
 """
 
 import json
@@ -173,11 +175,15 @@ def measurements(pinned: tuple[Pinned, ...]) -> frozenset[Measurement]:
 
 
 def _quarantine(device: Device) -> str:
-    """Why it is withheld; a release that is later than the quarantine ends it."""
-    quarantine, release = device.status.quarantine, device.spec.release_from_quarantine
-    if quarantine is None or (release is not None and _instant(release.at) >= _instant(quarantine.since)):
-        return ""
-    return quarantine.reason
+    """Rule 4: why it is withheld; a release that is later than the quarantine, or than the alarm, ends it."""
+    release, attestation = device.spec.release_from_quarantine, device.status.attestation
+    causes = []
+    if device.status.quarantine is not None:
+        causes.append((device.status.quarantine.since, device.status.quarantine.reason))
+    if attestation is not None and attestation.is_clone_alarm:
+        causes.append((attestation.at, attestation.code))
+    live = (why for since, why in causes if release is None or _instant(release.at) < _instant(since))
+    return next(live, "")
 
 
 def _instant(timestamp: str) -> tuple[str, str]:

@@ -153,6 +153,35 @@ async def test_rule_2_a_rejection_replaces_every_claim(world: World) -> None:
     assert (state.measurement, state.boot_count, state.policy_hash, state.slot_state) == (None, None, None, "")
 
 
+async def test_rule_2_two_devices_with_one_identity_are_withheld_until_released(world: World) -> None:
+    await world.configure("devices", "{list: Devices}")
+    world.reports.saw(look(Minted(boot_count=7)))
+    await world.wrote(1)
+    heard: list[str] = []
+    world.enrolment.subscribe(heard.append)
+    world.now += 60
+    twin = look(Minted(boot_count=6))
+    assert twin.judged is not None
+    world.reports.saw(replace(twin, judged=replace(twin.judged, asked_at=int(world.now))))
+    await world.wrote(2)
+    assert (world.status.attestation.accepted, world.status.attestation.code) == (False, "clone.bootcount")
+    assert world.status.instance is None
+    await until(lambda: heard)
+    enrolled = world.enrolment.device(ID)
+    assert enrolled is not None
+    assert enrolled.withheld == "quarantined: clone.bootcount"
+    world.now += 60
+    world.reports.saw(look(Minted(boot_count=8)))
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert world.status.attestation.code == "clone.bootcount", "it stands until somebody releases the device"
+    release = {"by": "ann", "reason": "one of the two is taken away", "at": "2027-01-15T09:00:00Z"}
+    await world.cluster.patch(DEVICES, NS, "d", {"spec": {"releaseFromQuarantine": release}}, field_manager="ann")
+    await until(lambda: (found := world.enrolment.device(ID)) is not None and not found.withheld)
+    world.reports.saw(look(Minted(boot_count=8)))
+    await until(lambda: world.status.attestation.accepted)
+
+
 async def test_rule_3_the_instance_is_named_as_akri_names_it(world: World) -> None:
     await world.configure("z-any", "list: Devices")
     await world.configure("b-porch", "{list: Devices, applications: [porch]}")
