@@ -12,6 +12,8 @@ from firmware_pipeline import api
 from firmware_pipeline.archive import Chosen, export
 from firmware_pipeline.cli.options import AsJson, Login, Quiet
 from firmware_pipeline.cli.running import client_options, err, progress, verb
+from firmware_pipeline.layout import SIGNATURE_TAG, LayoutStore
+from firmware_pipeline.store import ArtifactStore
 from firmware_pipeline.tool_files import write_esp_web_tools, write_flash_args
 
 
@@ -22,7 +24,10 @@ def command(
     output: Annotated[
         Path | None, Option("--output", "-o", help="The archive: an OCI layout as a tar file, for `import`.")
     ] = None,
-    tag: Annotated[str | None, Option(help="Tag in the archive, for a reference without one.")] = None,
+    tag: Annotated[
+        str | None,
+        Option(help="Tag in the archive, for a reference without one (default: the layout's own, else latest)."),
+    ] = None,
     esp_web_tools: Annotated[
         Path | None, Option(metavar="DIR", help="Write manifest.json and images for ESP Web Tools.")
     ] = None,
@@ -45,7 +50,7 @@ def command(
             logins[where.host] = client_options(login, where)
         store = api.open_store(where, logins[where.host])
         digest = api.resolve(store, where)
-        chosen.append(Chosen(store, digest, where.tag or tag or "latest"))
+        chosen.append(Chosen(store, digest, where.tag or tag or _own_tag(store, digest)))
         pinned.append(str(where.at(digest)))
     report: dict[str, object] = {"references": pinned}
     with progress(quiet) as update:
@@ -62,3 +67,12 @@ def command(
     if output is not None and not quiet:
         err(f"{output}: {report['size']} bytes")
     typer.echo("\n".join(pinned))
+
+
+def _own_tag(store: ArtifactStore, digest: str) -> str:
+    """The tag that a layout has for it, where that is one; else `latest`."""
+    if isinstance(store, LayoutStore):
+        found = [name for name, named in store.tags().items() if named == digest and not SIGNATURE_TAG.match(name)]
+        if len(found) == 1:
+            return found[0]
+    return "latest"

@@ -69,3 +69,12 @@ def open_and_fetch(where: str, root: Path, digest: str, report: Connection) -> N
     for layer in open_chip(store, digest, "esp32s3").layers:
         read_layer(store, layer)
     report.send((notes, store.traffic.dump()))
+
+
+def pull_often(host: str, roots: list[Path], wanted: list[Descriptor], count: int, report: Connection) -> None:
+    """So many pulls, each as if by a new process; the caches take turns."""
+    for number in range(count):
+        store, cache = registry_store(host), BlobCache(roots[number % len(roots)])
+        for one in wanted:
+            cache.ensure(one, store.receive_blob, BytesIO())
+    report.send(count)

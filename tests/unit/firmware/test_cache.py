@@ -101,6 +101,20 @@ def test_rule_1_24_processes_one_download(tmp_path: Path, registry: GatedRegistr
     assert not list((tmp_path / "ingest").iterdir())
 
 
+@pytest.mark.slow
+def test_rule_1_500_pulls_over_3_caches(tmp_path: Path, registry: GatedRegistry) -> None:
+    wanted = [registry.put(os.urandom(size)) for size in (300, 3000, MIB)]
+    roots = [tmp_path / f"node{number}" for number in range(3)]
+    running = [
+        in_process(cache_workers.pull_often, registry.host, roots[n % 3 :] + roots[: n % 3], wanted, 50)
+        for n in range(10)
+    ]
+    assert sum(report.recv() for _, report in running) == 500
+    for process, _ in running:
+        process.join()
+    assert registry.gets == {one.digest: 3 for one in wanted}
+
+
 def test_rule_3_a_killed_download_is_gone_on_with(tmp_path: Path, registry: GatedRegistry) -> None:
     wanted = registry.put(os.urandom(4 * MIB))
     registry.hold_after = 2 * MIB
