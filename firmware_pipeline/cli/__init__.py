@@ -6,8 +6,10 @@ what they need. Exit codes: see `exit_codes`. Results go to standard output, eve
 """
 
 import importlib
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, MutableMapping
 from typing import Annotated, Any, Final
 
@@ -33,6 +35,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "keygen": ("keygen", "Make a key pair, for signing artifacts or for releases."),
 }
 """Verb -> (module in this package with a function `command`, one line of help). A new verb is one line here."""
+GRACE_SECONDS: Final = 3.0
 
 
 class _Commands(MutableMapping[str, Any]):
@@ -106,9 +109,23 @@ def _root(
 
 
 def main() -> None:
-    """Entry point. SIGTERM, as a cancelled CI job sends it, cleans up like Ctrl-C; neither shows a traceback."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Entry point. Ctrl-C, and SIGTERM as a cancelled CI job sends it, end with 130 and 143 and without a traceback.
+
+    What runs is unwound, so that nothing unfinished stays. A registry that hangs just then does not hold the user up: after
+    `GRACE_SECONDS` the process ends, and only a hidden `.part` file may be left, which the next call does not look at.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _stop(number: int, _frame: object) -> None:
+    last = threading.Timer(GRACE_SECONDS, os._exit, [128 + number])
+    last.daemon = True
+    last.start()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
