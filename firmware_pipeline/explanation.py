@@ -4,12 +4,13 @@
 Order; the first of 1 and 2 that fails ends it, since nothing behind it could be believed:
     1. the policy: who signed, what is attached (`signing.policy`);
     2. the index, and each chip's manifest, config and release statement (`artifact`, `signing.release`);
+       if owners are named, that each statement is there and signed by one of them;
     3. on request each image: its digest, and that its bytes are what the config says of them (`contents`);
     4. if the caller says what the device has: the downgrade rules (`downgrade`). Where neither sequence nor version can
        be compared this ends refused, not accepted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from firmware_pipeline import downgrade
@@ -19,8 +20,9 @@ from firmware_pipeline.downgrade import Installed, Offered, Outcome
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.chips import normalise_target
 from firmware_pipeline.opening import open_manifest, read_layer, verify_policy
+from firmware_pipeline.signing.keys import TrustedKey
 from firmware_pipeline.signing.policy import VerificationPolicy
-from firmware_pipeline.signing.release import read_sequence
+from firmware_pipeline.signing.release import read_sequence, released_by
 from firmware_pipeline.store import ArtifactStore
 
 
@@ -63,6 +65,7 @@ def explain(
     *,
     chip: str | None = None,
     layers: bool = False,
+    owners: Sequence[TrustedKey] = (),
     installed: Installed | None = None,
     allow_downgrade: bool = False,
 ) -> Explanation:
@@ -74,6 +77,7 @@ def explain(
         policy: who must have signed, and what must be attached.
         chip: look at this one only.
         layers: fetch and check every image.
+        owners: release keys that devices trust; several while one replaces another.
         installed: what the device has.
         allow_downgrade: lifts the downgrade rules that can be lifted.
 
@@ -106,6 +110,7 @@ def explain(
         checks.append(Check(rule, Outcome.REFUSED, error.message, error))
     else:
         for artifact in found:
+            checks += _owner(artifact, owners) if owners else ()
             checks += _images(store, artifact) if layers else ()
             checks += _downgrade(artifact, installed, allow_downgrade) if installed else ()
     return Explanation(digest, signers, tuple(artifact.target for artifact in found), tuple(checks))
@@ -131,6 +136,16 @@ _REFUSALS = frozenset(
         Reason.WrongChip,
     }
 )
+
+
+def _owner(chip: ChipArtifact, owners: Sequence[TrustedKey]) -> Iterator[Check]:
+    rule = f"{chip.target} release"
+    try:
+        name, sequence = released_by(chip.release_statement, chip.config, owners)
+    except PipelineError as error:
+        yield Check(rule, Outcome.REFUSED, error.message, error)
+    else:
+        yield Check(rule, Outcome.PASSED, f"sequence {sequence}, released by {name}")
 
 
 def _images(store: ArtifactStore, chip: ChipArtifact) -> Iterator[Check]:

@@ -114,6 +114,9 @@ class Trust:
     builder: Annotated[
         list[str] | None, Option(help="Builder that provenance may name; repeatable; demands provenance.")
     ] = None
+    release_key: Annotated[
+        list[Path] | None, Option(help="The owner's PEM public key; each chip must be released by one; repeatable.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

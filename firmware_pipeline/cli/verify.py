@@ -41,6 +41,7 @@ def command(
         policy,
         chip=chip,
         layers=layers,
+        owners=trusted_keys(trust.release_key) if trust.release_key else (),
         installed=installed,
         allow_downgrade=device.allow_downgrade,
     )

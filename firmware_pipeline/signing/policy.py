@@ -111,7 +111,7 @@ class SignedBy:
             return
         if len(signed) >= self.threshold:
             names = ", ".join(sorted(proven.trusted[key] for key in signed))
-            if sum(self._annotated(claim) for _, claim in proven.signatures()) < self.threshold:
+            if len({key for key, claim in proven.signatures() if self._annotated(claim)}) < self.threshold:
                 wanted = ", ".join(f"{key}={value}" for key, value in self.annotations.items())
                 raise PipelineError(
                     Reason.AnnotationMissing,

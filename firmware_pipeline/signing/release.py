@@ -6,7 +6,11 @@ A COSE_Sign1 (RFC 9052), ES256 or EdDSA, content type `application/vnd.flashjob.
 8 image size in bytes}. Devices and gateways check it; here it is made, and compared with the config it travels with.
 """
 
+import contextlib
+from collections.abc import Sequence
 from typing import Final, TypeAlias
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from attestation import cbor, cose
 from attestation.errors import Reject
@@ -15,7 +19,7 @@ from attestation.keys import PrivateKey as _PrivateKey
 from firmware_pipeline.artifact import MAX_RELEASE_BYTES
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.errors import PipelineError, Reason
-from firmware_pipeline.signing.keys import load_signer, private_pem
+from firmware_pipeline.signing.keys import TrustedKey, load_signer, private_pem
 
 ReleaseKey: TypeAlias = _PrivateKey
 """An EC or Ed25519 private key; minting takes P-256 and Ed25519."""
@@ -69,6 +73,33 @@ def read_sequence(statement: bytes, config: FirmwareConfig, key: PublicKey | Non
     if type(sequence) is not int or sequence < 0 or message.payload != _claims(config, sequence):
         raise _invalid("it releases something else than this artifact's config describes")
     return sequence
+
+
+def released_by(statement: bytes | None, config: FirmwareConfig, owners: Sequence[TrustedKey]) -> tuple[str, int]:
+    """Which of the owner's keys signed a statement, and its sequence. Devices hold two keys, so that one can replace the
+    other; whoever checks lists both for as long.
+
+    Args:
+        statement: COSE_Sign1; None where the artifact has none.
+        config: the config it travels with.
+        owners: the release keys that count.
+
+    Raises:
+        PipelineError: ReleaseMissing, ReleaseInvalid.
+    """
+    if statement is None:
+        raise PipelineError(
+            Reason.ReleaseMissing,
+            f"The firmware for {config.chip.target} has no release statement; devices will not install it.",
+            "Mint one: `firmware-pipeline release REF --key KEY --sequence N`.",
+        )
+    sequence = read_sequence(statement, config)
+    for owner in owners:
+        if not isinstance(owner.key, RSAPublicKey):
+            with contextlib.suppress(PipelineError):
+                return owner.name, read_sequence(statement, config, owner.key)
+    names = ", ".join(owner.name for owner in owners)
+    raise _invalid(f"sequence {sequence} for {config.chip.target} is not signed by any of the owner's keys ({names})")
 
 
 def load_release_key(pem: bytes, name: str, password: bytes | None = None) -> ReleaseKey:

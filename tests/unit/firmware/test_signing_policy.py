@@ -334,6 +334,14 @@ ZOO: dict[str, tuple[Reason, Callable[[Scene], object]]] = {
         Reason.AnnotationMissing,
         lambda s: (s.sign(a="1"), s.sign(b="2"), demand(s, annotations={"a": "1", "b": "2"})),
     ),
+    "annotated by one of two": (
+        Reason.AnnotationMissing,
+        lambda s: (
+            s.sign(stage="prod"),
+            s.sign(ED),
+            demand(s, keys=trust(P256, ED), threshold=2, annotations={"stage": "prod"}),
+        ),
+    ),
     "annotated by another key": (
         Reason.AnnotationMissing,
         lambda s: (s.sign(), s.sign(OTHER, stage="prod"), demand(s, annotations={"stage": "prod"})),
