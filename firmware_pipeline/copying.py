@@ -9,11 +9,15 @@ target has already: none is lost.
 """
 
 import tempfile
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
+from firmware_pipeline.artifact import TITLE
 from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.layout import LayoutStore
 from firmware_pipeline.oci import (
     DOCKER_INDEX_TYPE,
     INDEX_TYPE,
@@ -25,7 +29,8 @@ from firmware_pipeline.oci import (
     parse_document,
 )
 from firmware_pipeline.signing import formats
-from firmware_pipeline.store import ArtifactStore, Blob, RawManifest
+from firmware_pipeline.store import ArtifactStore, Blob, Progress, RawManifest
+from firmware_pipeline.together import ask_together, transfer_together
 
 ATTACHED_TAGS: Final = (".sig", ".att", ".sbom")
 MAX_DEPTH: Final = 3
@@ -43,6 +48,14 @@ class Mounting(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    """Tag -> manifest that stands there, and what lists of referrers name."""
+
+    tags: dict[str, RawManifest]
+    referrers: list[Descriptor]
+
+
 class Copier:
     """Copies from one store to another; what was copied once is not looked at again.
 
@@ -54,6 +67,7 @@ class Copier:
     def __init__(self, source: ArtifactStore, target: ArtifactStore, progress: CopyProgress | None = None) -> None:
         self._source, self._target, self._progress = source, target, progress
         self._done: set[str] = set()
+        self._counting = threading.Lock()
         self.sent_bytes = 0
         self.referrers: list[str] = []
 
@@ -63,9 +77,11 @@ class Copier:
         Raises:
             PipelineError: ArtifactMalformed for what is no manifest; as the stores.
         """
+        transfer_together(self._transfer, self._blobs(digest), self._say if self._progress else None)
         found = self._manifest(digest)
-        for name in [digest, *self._children(found)]:
-            self._attached(name, MAX_DEPTH)
+        names = [digest, *self._children(found)]
+        for name, seen in zip(names, ask_together(self._look, names), strict=True):
+            self._attached(name, seen, MAX_DEPTH)
         return found
 
     def _children(self, found: RawManifest) -> list[str]:
@@ -88,36 +104,58 @@ class Copier:
         else:
             manifest = parse_document(Manifest, found.raw, what)
             for blob in (manifest.config, *manifest.layers):
-                self.blob(blob)
+                self._transfer(blob)
         self._target.put_manifest(found.raw, found.media_type)
         self._done.add(digest)
         return found
 
-    def blob(self, descriptor: Descriptor) -> None:
+    def _blobs(self, digest: str) -> list[Descriptor]:
+        """The distinct blobs of an index's manifests, or of a manifest; deeper ones come with their own."""
+        found = self._source.get_manifest(digest)
+        names = self._children(found)
+        raws = ask_together(self._source.get_manifest, names) if names else [found]
+        manifests = [
+            parse_document(Manifest, raw.raw, f"The manifest {raw.digest}")
+            for raw in raws
+            if raw.media_type == MANIFEST_TYPE
+        ]
+        return list({blob.digest: blob for m in manifests for blob in (m.config, *m.layers)}.values())
+
+    def _say(self, descriptor: Descriptor, done: int, total: int) -> None:
+        if self._progress:
+            self._progress(descriptor.annotations.get(TITLE, descriptor.digest), done, total)
+
+    def _transfer(self, descriptor: Descriptor, update: Progress | None = None) -> None:
         """Copy one blob, unless the target has it or can take it over."""
         if descriptor.digest in self._done:
             return
+        source, target = self._source, self._target
+        if not target.has_blob(descriptor.digest, descriptor.size) and not (
+            isinstance(target, Mounting) and target.mount_blob(descriptor, source)
+        ):
+            if isinstance(target, LayoutStore):
+                source.save_blob(descriptor, target.blob_path(descriptor.digest), update)
+            elif isinstance(source, LayoutStore):
+                source.send_blob(descriptor, target, update)
+            else:
+                with tempfile.TemporaryDirectory(prefix="firmware-pipeline-") as folder:
+                    path = Path(folder) / "blob"
+                    source.save_blob(descriptor, path)
+                    target.put_blob(Blob(path, descriptor.digest, descriptor.size), update)
+            with self._counting:
+                self.sent_bytes += descriptor.size
         self._done.add(descriptor.digest)
-        target = self._target
-        if target.has_blob(descriptor.digest, descriptor.size):
-            return
-        if isinstance(target, Mounting) and target.mount_blob(descriptor, self._source):
-            return
-        title = descriptor.annotations.get("org.opencontainers.image.title", descriptor.digest)
-        with tempfile.TemporaryDirectory(prefix="firmware-pipeline-") as folder:
-            path = Path(folder) / "blob"
-            self._source.save_blob(descriptor, path)
-            update = self._progress
-            target.put_blob(
-                Blob(path, descriptor.digest, descriptor.size),
-                None if update is None else lambda done, total: update(title, done, total),
-            )
-        self.sent_bytes += descriptor.size
 
-    def _attached(self, digest: str, depth: int) -> None:
-        for suffix in ATTACHED_TAGS:
-            self._tagged(digest.replace(":", "-") + suffix)
-        for entry in self._source.referrers(digest):
+    def _look(self, digest: str) -> _Attached:
+        """What the source has that refers to a manifest."""
+        tags = [digest.replace(":", "-") + suffix for suffix in ATTACHED_TAGS]
+        found = {tag: manifest for tag in tags if (manifest := _find(self._source, tag)) is not None}
+        return _Attached(found, self._source.referrers(digest))
+
+    def _attached(self, digest: str, seen: _Attached, depth: int) -> None:
+        for tag, manifest in seen.tags.items():
+            self._tagged(tag, manifest)
+        for entry in seen.referrers:
             found = self._source.get_manifest(entry.digest)
             if found.media_type != MANIFEST_TYPE:
                 continue
@@ -127,12 +165,10 @@ class Copier:
             self._manifest(entry.digest)
             self.referrers.append(entry.digest)
             if depth > 1:
-                self._attached(entry.digest, depth - 1)
+                self._attached(entry.digest, self._look(entry.digest), depth - 1)
 
-    def _tagged(self, tag: str) -> None:
+    def _tagged(self, tag: str, ours: RawManifest) -> None:
         """Copy a manifest of signatures under its tag; layers that only the target has stay."""
-        if (ours := _find(self._source, tag)) is None:
-            return
         theirs = _find(self._target, tag)
         if theirs is not None and theirs.digest == ours.digest:
             return

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pieces of HTTP requests and answers that the registry adapter is made of."""
 
+import hashlib
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import requests
 
-from firmware_pipeline.store import Blob, Progress
+from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.store import Blob, Progress, digest_mismatch
 
 
 class Authorization(requests.auth.AuthBase):
@@ -23,7 +25,9 @@ class Authorization(requests.auth.AuthBase):
 
 
 class Body:
-    """A request body of known length that can be sent again from its start."""
+    """A request body of known length that can be sent again from its start. The last bytes are sent only if all of them
+    have the blob's digest and size: what changed on the disk is never stored anywhere.
+    """
 
     def __init__(self, blob: Blob, progress: Progress | None) -> None:
         self._blob, self._progress = blob, progress
@@ -32,12 +36,26 @@ class Body:
         return self._blob.size
 
     def __iter__(self) -> Iterator[bytes]:
-        done = 0
+        done, hashed = 0, hashlib.sha256()
         for chunk in self._blob.chunks():
+            hashed.update(chunk)
+            if (after := done + len(chunk)) >= self._blob.size:
+                self._check(after, hashed.hexdigest())
             yield chunk
-            done += len(chunk)
+            done = after
             if self._progress:
                 self._progress(done, self._blob.size)
+        self._check(done, hashed.hexdigest())
+
+    def _check(self, size: int, sha256: str) -> None:
+        if size != self._blob.size:
+            raise PipelineError(
+                Reason.SizeMismatch,
+                f"The content {self._blob.digest} has {self._blob.size} bytes, but {size} were read of it: it changed.",
+                "Nothing was stored. Push again when nothing writes to its file.",
+            )
+        if (actual := f"sha256:{sha256}") != self._blob.digest:
+            raise digest_mismatch(self._blob.digest, actual)
 
 
 def content_length(response: requests.Response) -> int | None:

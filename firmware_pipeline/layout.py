@@ -35,6 +35,7 @@ from firmware_pipeline.oci import (
 from firmware_pipeline.reference import LAYOUT_PREFIX, check_tag
 from firmware_pipeline.store import (
     CHUNK_BYTES,
+    ArtifactStore,
     Blob,
     BlobReceiver,
     Progress,
@@ -129,7 +130,7 @@ class LayoutStore:
     def get_manifest(self, selector: str, *, max_bytes: int = MAX_MANIFEST_BYTES) -> RawManifest:
         if not selector.startswith("sha256:"):
             selector = self._tagged(check_tag(selector))
-        raw = self._read(self._path(selector), max_bytes)
+        raw = self._read(self.blob_path(selector), max_bytes)
         if (actual := sha256_digest(raw)) != selector:
             raise digest_mismatch(selector, actual)
         return identified(raw, selector, str(self._root))
@@ -147,11 +148,11 @@ class LayoutStore:
 
     def has_blob(self, digest: str, size: int) -> bool:
         try:
-            return self._path(digest).stat().st_size == size
+            return self.blob_path(digest).stat().st_size == size
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise storage_failed(self._path(digest), error) from error
+            raise storage_failed(self.blob_path(digest), error) from error
 
     def read_blob(self, descriptor: Descriptor, *, max_bytes: int) -> bytes:
         if descriptor.size > max_bytes:
@@ -161,8 +162,18 @@ class LayoutStore:
         return sink.getvalue()
 
     def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
-        with atomic_file(path) as sink:
+        with atomic_file(path, durable=False) as sink:
             self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
+
+    def send_blob(self, descriptor: Descriptor, target: ArtifactStore, progress: Progress | None = None) -> None:
+        """A blob to another place, which checks it on the way: a registry's client while it sends.
+
+        Raises:
+            PipelineError: ReferenceNotFound; SizeMismatch, DigestMismatch; as the target.
+        """
+        with self._open(self.blob_path(descriptor.digest)):
+            blob = Blob(self.blob_path(descriptor.digest), descriptor.digest, descriptor.size)
+            target.put_blob(blob, progress)
 
     def referrers(self, digest: str) -> list[Descriptor]:
         """Manifests listed in index.json whose subject is `digest`, then those of the fallback tag."""
@@ -179,7 +190,7 @@ class LayoutStore:
     def put_blob(self, blob: Blob, progress: Progress | None = None) -> None:
         if not self.has_blob(blob.digest, blob.size):
             descriptor = Descriptor(media_type="application/octet-stream", digest=blob.digest, size=blob.size)
-            with atomic_file(self._path(blob.digest)) as sink:
+            with atomic_file(self.blob_path(blob.digest), durable=False) as sink:
                 receiver = BlobReceiver(descriptor, sink, progress)
                 for chunk in blob.chunks():
                     receiver.write(chunk)
@@ -199,7 +210,8 @@ class LayoutStore:
 
     # ---- files -----------------------------------------------------------------------------------------
 
-    def _path(self, digest: str) -> Path:
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob is, or would be."""
         return self._root / "blobs" / "sha256" / check_digest(digest).removeprefix("sha256:")
 
     def _index(self) -> Index:
@@ -265,7 +277,7 @@ class LayoutStore:
         return raw
 
     def receive_blob(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:
-        with self._open(self._path(descriptor.digest)) as stream:
+        with self._open(self.blob_path(descriptor.digest)) as stream:
             stream.seek(receiver.received)
             while chunk := stream.read(CHUNK_BYTES):
                 receiver.write(chunk)

@@ -21,6 +21,7 @@ from firmware_pipeline.signing.policy import VerificationPolicy
 from firmware_pipeline.signing.release import read_sequence
 from firmware_pipeline.signing.verify import verify as judge_artifact
 from firmware_pipeline.store import ArtifactStore, Progress
+from firmware_pipeline.together import ask_together
 
 DEFAULT_OPTIONS: Final = ClientOptions()
 
@@ -170,11 +171,11 @@ def open_chips(store: ArtifactStore, index: Index) -> list[tuple[Descriptor, Chi
     Raises:
         PipelineError: as `open_chip`.
     """
-    found = [
-        (entry, _open_entry(store, entry, entry.platform.variant))
-        for entry in index.manifests
-        if entry.platform and entry.platform.variant
+    entries = [
+        (entry, entry.platform.variant) for entry in index.manifests if entry.platform and entry.platform.variant
     ]
+    opened = ask_together(lambda pair: _open_entry(store, *pair), entries)
+    found = [(entry, chip) for (entry, _), chip in zip(entries, opened, strict=True)]
     return sorted(found, key=lambda pair: (pair[1].target, pair[1].config.features))
 
 

@@ -5,12 +5,10 @@ What appears in the folder is complete and checked: `<chip>/<file>` for every im
 is one, `<chip>/release.cose`. A file that fails its check does not appear; those that were checked stay.
 """
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from firmware_pipeline.artifact import ChipArtifact, Layer
 from firmware_pipeline.config import dumps
@@ -32,8 +30,8 @@ from firmware_pipeline.opening import (
 from firmware_pipeline.reference import Reference, check_tag, parse_reference
 from firmware_pipeline.signing.keys import TrustedKey
 from firmware_pipeline.store import ArtifactStore, atomic_file
+from firmware_pipeline.together import transfer_together
 
-PARALLEL_FETCHES: Final = 4
 PullProgress: TypeAlias = Callable[[str, int, int], None]
 """Called as progress(what, bytes done, bytes in total), from several threads."""
 
@@ -120,31 +118,12 @@ def pull(
 
 
 def _fetch(store: ArtifactStore, wanted: Sequence[tuple[Layer, Path]], progress: PullProgress | None) -> None:
-    """Fetch all; the first failure, or an interruption, stops the others at their next bytes."""
-    stop = threading.Event()
-
-    def fetch(layer: Layer, path: Path) -> None:
-        def update(done: int, total: int) -> None:
-            if stop.is_set():
-                raise _Stopped
-            if progress:
-                progress(layer.title, done, total)
-
-        fetch_layer(store, layer, path, update)
-
-    with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
-        running = [pool.submit(fetch, layer, path) for layer, path in wanted]
-        try:
-            for done in running:
-                done.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-class _Stopped(Exception):
-    """A fetch gave up because another one failed."""
+    """Fetch all at the same time."""
+    transfer_together(
+        lambda item, update: fetch_layer(store, *item, update),
+        wanted,
+        None if progress is None else lambda item, done, total: progress(item[0].title, done, total),
+    )
 
 
 def copy(

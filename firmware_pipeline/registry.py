@@ -108,7 +108,7 @@ class RegistryStore:
         self._container = oras.container.Container(f"{reference.host}/{reference.path}", registry=reference.host)
         namespace, _, self._container.repository = reference.path.rpartition("/")
         self._container.registry, self._container.namespace = reference.host, namespace or None
-        self._name = reference.repository
+        self._name, self._path = reference.repository, reference.path
         self._scheme = "http" if options.plain_http else "https"
         self._base = f"{self._scheme}://{reference.host}"
         self._actions = "pull,push" if push else "pull"
@@ -175,7 +175,7 @@ class RegistryStore:
         return sink.getvalue()
 
     def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
-        with atomic_file(path) as sink:
+        with atomic_file(path, durable=False) as sink:
             self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
     def receive_blob(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:
@@ -223,6 +223,26 @@ class RegistryStore:
 
         self._patiently(upload)
         self._stored.add(blob.digest)
+
+    def mount_blob(self, descriptor: Descriptor, source: object) -> bool:
+        """See `copying.Mounting`. Asked only of the registry that holds both repositories, with what we may do here."""
+        if not isinstance(source, RegistryStore) or source._base != self._base or source._name == self._name:
+            return False
+        query = urlencode({"mount": descriptor.digest, "from": source._path})
+
+        def ask() -> bool:
+            with self._once("POST", f"{self._url(self._container.upload_blob_url())}?{query}", body=b"") as response:
+                self._discard(response)
+                if response.status_code == 201:
+                    self._expect_digest(response, descriptor.digest)
+            return response.status_code == 201
+
+        try:
+            return self._patiently(ask)
+        except PipelineError as error:
+            if error.reason in (Reason.RegistryForbidden, Reason.RegistryUnauthorized):
+                return False  # not from there: then it is sent, and says itself what is wrong
+            raise
 
     def put_manifest(self, raw: bytes, media_type: str, *, tag: str | None = None) -> str:
         digest = sha256_digest(raw)

@@ -128,7 +128,8 @@ class BlobReceiver:
         self._sink.seek(0)
         while chunk := self._sink.read(CHUNK_BYTES):
             if self.received + len(chunk) > self._descriptor.size:
-                return self.restart()
+                self.restart()
+                return
             self._hash.update(chunk)
             self.received += len(chunk)
 
@@ -189,8 +190,12 @@ def digest_mismatch(expected: str, actual: str) -> PipelineError:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """A file that appears at `path` complete, flushed to disk, or not at all.
+def atomic_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file that appears at `path` complete, or not at all.
+
+    Args:
+        durable: on the disk before it appears. Without, a power failure may spoil what had just appeared: good enough
+            for content that whoever reads it compares with its digest.
 
     Raises:
         PipelineError: StorageFailed.
@@ -203,7 +208,8 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
             with os.fdopen(handle, "w+b") as stream:
                 yield stream
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from firmware_pipeline.store import Blob, BlobReceiver
 from tests.unit.firmware.builds import refused
 from tests.unit.firmware.certificates import authority
 from tests.unit.firmware.hostile_registry import HostileRegistry, digest_of
+from tests.unit.firmware.registry_zoo import answers
 
 DATA = bytes(range(256)) * 1200
 QUICK = Limits(first_pause_seconds=0.001)
@@ -503,3 +504,40 @@ def test_a_receiver_takes_not_one_byte_too_many() -> None:
     refused(Reason.SizeMismatch, lambda: receiver.write(b"cd"))
     refused(Reason.SizeMismatch, receiver.finish)
     assert sink.getvalue() == b"ab"
+
+
+# ---- uploads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [(DATA[::-1], Reason.DigestMismatch), (DATA[:-1], Reason.SizeMismatch), (DATA + b"!", Reason.SizeMismatch)],
+)
+def test_what_changed_on_the_disk_is_never_stored(tmp_path: Path, after: bytes, reason: Reason) -> None:
+    source = tmp_path / "app.bin"
+    source.write_bytes(DATA)
+    blob = Blob.of(source)
+    source.write_bytes(after)
+    with HostileRegistry() as registry:
+        refused(reason, lambda: store_for(registry, push=True).put_blob(blob))
+    assert registry.blobs == {}
+
+
+@pytest.mark.parametrize(("status", "taken"), [(201, True), (202, False), (404, False), (403, False), (405, False)])
+def test_a_blob_of_another_repository_is_mounted_where_the_registry_does_that(status: int, taken: bool) -> None:
+    with HostileRegistry() as registry:
+        descriptor = put(registry)
+        registry.script = answers("/uploads/?mount=", status, method="POST")
+        target, source = store_for(registry, push=True), store_for(registry, repository="team/other")
+        assert target.mount_blob(descriptor, source) is taken
+        assert [seen.path.partition("?")[2] for seen in registry.seen] == [
+            f"mount={descriptor.digest.replace(':', '%3A')}&from=team%2Fother"
+        ]
+
+
+def test_nothing_is_mounted_from_another_registry() -> None:
+    with HostileRegistry() as registry, HostileRegistry() as other:
+        descriptor, target = put(registry), store_for(registry, push=True)
+        assert not target.mount_blob(descriptor, store_for(other))
+        assert not target.mount_blob(descriptor, store_for(registry))
+        assert registry.seen == other.seen == []
