@@ -16,11 +16,18 @@ Reading accepts an item only if all of these rules hold; each has its own reason
 9. Text is UTF-8 (``cbor.utf8``).
 10. Nothing follows the item (``cbor.trailing``).
 
+Short input is first tried with ``cbor2``: no more bytes than ``max_items`` cannot hold more items. What it decodes is
+taken only if every value is of a type that the rules allow, and if the shortest encodings of all items together are
+exactly as long as the input: then every head was shortest and nothing followed. Whatever else happens there, the
+reader of this module reads the input again and decides, so that each rule has one home and one reason code.
+
 Writing is core deterministic (RFC 8949 section 4.2.1): shortest forms, keys in the order of their encoded bytes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
+
+import cbor2
 
 from attestation.errors import Code, Reject
 
@@ -70,6 +77,15 @@ def strict_loads(
     """
     if not 0 < len(data) <= limit:
         raise Reject(Code.SIZE, f"{len(data)} bytes of CBOR, allowed are 1 to {limit}")
+    if len(data) <= max_items:
+        try:
+            value = cbor2.loads(
+                data, max_depth=8, allow_indefinite=False, allow_duplicate_keys=False, semantic_decoders=_NO_TAGS
+            )
+            if _shortest_size(value, max_depth) == len(data):
+                return value  # type: ignore[no-any-return]  # _shortest_size knows no type beside those of Value
+        except Exception:  # noqa: S110, BLE001  # the reader below decides, and names the reason
+            pass
     reader = _Reader(bytes(data), max_items, allow_null)
     value = reader.item(max_depth)
     if reader.position != len(data):
@@ -86,6 +102,57 @@ def dumps(value: Writable) -> bytes:
     out = bytearray()
     _write(value, out)
     return bytes(out)
+
+
+class _NoTags(dict[int, Any]):
+    """Has a decoder for every tag, which refuses it: some of cbor2's own take time without bound (4 and 5)."""
+
+    def __contains__(self, tag: object) -> bool:
+        return True
+
+    def __missing__(self, tag: int) -> Any:
+        return self._refuse
+
+    def get(self, tag: int, default: Any = None) -> Any:
+        return self._refuse
+
+    @staticmethod
+    def _refuse(*_: Any, **__: Any) -> Any:
+        raise ValueError("tag")
+
+
+_NO_TAGS: Final = _NoTags()
+
+
+def _shortest_size(value: Any, depth: int) -> int:
+    """Bytes that the shortest encoding takes; ValueError for what rules 6 to 8 refuse."""
+    kind = type(value)
+    if kind is int:
+        size = value if value >= 0 else -1 - value
+        content = 0
+    elif kind is bytes:
+        size = content = len(value)
+    elif kind is str:
+        size = content = len(value) if value.isascii() else len(value.encode())
+    elif kind is bool:
+        return 1
+    elif depth == 0:
+        raise ValueError("depth")
+    elif kind is list:
+        size, content, depth = len(value), 0, depth - 1
+        for element in value:
+            content += _shortest_size(element, depth)
+    elif kind is dict:
+        size, content, depth = len(value), 0, depth - 1
+        for key, element in value.items():
+            if type(key) is not int and type(key) is not str:
+                raise ValueError("key")
+            content += _shortest_size(key, 0) + _shortest_size(element, depth)
+    else:
+        raise ValueError("type")
+    if size < 24:
+        return content + 1
+    return content + (2 if size < 1 << 8 else 3 if size < 1 << 16 else 5 if size < 1 << 32 else 9)
 
 
 class _Reader:

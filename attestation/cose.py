@@ -43,7 +43,10 @@ _ORDER: Final = {
     Alg.ES256: 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
     Alg.ES384: 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
 }
+_ECDSA: Final = {Alg.ES256: ec.ECDSA(hashes.SHA256()), Alg.ES384: ec.ECDSA(hashes.SHA384())}
 _HASH: Final = {Alg.ES256: hashes.SHA256, Alg.ES384: hashes.SHA384}
+_ALG_ONLY: Final = {dumps({ALG: int(alg)}): alg for alg in Alg}
+"""The commonest protected headers, encoded: nothing in them is left to check."""
 _SIGNATURE_SIZE: Final = {Alg.ES256: 64, Alg.ES384: 96, Alg.EDDSA: 64}
 
 
@@ -141,11 +144,17 @@ def parse(
         raise Reject(Code.COSE_STRUCTURE, "COSE_Sign1 is [protected bstr, unprotected map, payload, signature bstr]")
     if protected_bytes in (b"", b"\xa0"):
         raise Reject(Code.COSE_NOPROTECTED, "the protected header is empty, so no algorithm is protected")
-    inner = strict_loads(protected_bytes, limit)
-    if not isinstance(inner, dict):
-        raise Reject(Code.COSE_STRUCTURE, "the protected header is not a map")
-    inner_labels, outer_labels = _integer_labels(inner, "protected"), _integer_labels(outer, "unprotected")
-    alg = _check_headers(inner_labels, outer_labels, protected, unprotected, algs)
+    inner_labels: dict[int, Value]
+    outer_labels: dict[int, Value]
+    known = _ALG_ONLY.get(protected_bytes)
+    if known is not None and known in algs and ALG in protected and not outer:
+        alg, inner_labels, outer_labels = known, {ALG: int(known)}, {}
+    else:
+        inner = strict_loads(protected_bytes, limit)
+        if not isinstance(inner, dict):
+            raise Reject(Code.COSE_STRUCTURE, "the protected header is not a map")
+        inner_labels, outer_labels = _integer_labels(inner, "protected"), _integer_labels(outer, "unprotected")
+        alg = _check_headers(inner_labels, outer_labels, protected, unprotected, algs)
     if content_type is not None and inner_labels.get(CONTENT_TYPE) != content_type:
         found = inner_labels.get(CONTENT_TYPE)
         raise Reject(Code.COSE_CONTENTTYPE, f"content type {found!r}, expected {content_type!r}")
@@ -185,7 +194,7 @@ def verify_bytes(alg: Alg, key: PublicKey, signature: bytes, data: bytes) -> Non
             r, s = int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
             if not (0 < r < _ORDER[alg] and 0 < s < _ORDER[alg]):
                 raise Reject(Code.SIG_RANGE, "r or s is zero or not below the group order")
-            key.verify(encode_dss_signature(r, s), data, ec.ECDSA(_HASH[alg]()))
+            key.verify(encode_dss_signature(r, s), data, _ECDSA[alg])
     except InvalidSignature as error:
         raise Reject(Code.SIG_INVALID, f"the {alg.name} signature does not verify under the expected key") from error
 
@@ -284,4 +293,4 @@ def _check_headers(
 
 
 def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
-    return dumps(["Signature1", protected, b"", payload])
+    return b"\x84\x6aSignature1" + dumps(protected) + b"\x40" + dumps(payload)

@@ -200,7 +200,7 @@ class _Opened:
 def _parsed(data: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise Reject(Code.DICE_X509_DER, "not an X.509 certificate in DER") from error
 
 

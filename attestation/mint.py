@@ -5,7 +5,7 @@ What a bootloader and its application compute, step by step (Open Profile for DI
 
 1. ``signing_key(cdi)``: the UDS is the first CDI; every CDI gives one key pair.
 2. ``next_cdi(cdi, layer)``: mixes the measured layer into the secret.
-3. ``certificate(...)``: the previous layer's key certifies the next layer's key and what was measured.
+3. ``certificate(...)`` or ``x509_certificate(...)``: the previous layer's key certifies the next layer's key and what was measured.
 4. ``eat(...)``: the last layer's key signs claims over the verifier's nonce.
 5. ``evidence(...)``: anchor id, certificates and EAT in one array.
 
@@ -22,14 +22,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from attestation import cose, dice_cbor
+from attestation import cose, der, dice_cbor, dice_x509
 from attestation import eat as eat_profile
 from attestation.cbor import Writable, dumps
-from attestation.keys import Alg, PrivateKey, PublicKey, dice_id, encode_cose
+from attestation.keys import Alg, PrivateKey, PublicKey, alg_of, dice_id, encode_cose
 from attestation.statement import Digest
 
 CDI_SIZE: Final = 32
@@ -42,7 +43,14 @@ ASYM_SALT: Final = bytes.fromhex(
 )
 """Salt of the key derivation (Open Profile for DICE, "Key Derivation Details")."""
 
-_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_CURVES: Final = {
+    Alg.ES256: (32, 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551),
+    Alg.ES384: (
+        48,
+        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
+    ),
+}
+"""Width of a scalar in bytes, and the order of the group."""
 _HASH_BY_SIZE: Final = {32: hashlib.sha256, 48: hashlib.sha384, 64: hashlib.sha512}
 
 
@@ -101,16 +109,15 @@ def next_sealing_cdi(cdi: bytes | bytearray, layer: Layer) -> bytes:
 
 
 def signing_key(cdi: bytes | bytearray, alg: Alg) -> PrivateKey:
-    """The key pair of a CDI or UDS, for ES256 or EdDSA. Raises ValueError for another algorithm."""
+    """The key pair of a CDI or UDS, as open-dice derives it."""
     seed = hkdf(cdi, ASYM_SALT, b"Key Pair", 32)
     if alg is Alg.EDDSA:
         return ed25519.Ed25519PrivateKey.from_private_bytes(seed)
-    if alg is Alg.ES256:
-        return ec.derive_private_key(_p256_scalar(seed), ec.SECP256R1())
-    raise ValueError(f"no DICE key derivation for {alg.name} here: use ES256 or EdDSA")
+    curve = ec.SECP256R1() if alg is Alg.ES256 else ec.SECP384R1()
+    return ec.derive_private_key(_scalar(seed, *_CURVES[alg]), curve)
 
 
-def _p256_scalar(seed: bytes) -> int:
+def _scalar(seed: bytes, width: int, order: int) -> int:
     """HMAC_DRBG with SHA-512 over the seed, first candidate below the order (as in RFC 6979 section 3.2)."""
     value, key = b"\x01" * 64, bytes(64)
     for step in (b"\x00", b"\x01"):
@@ -118,8 +125,8 @@ def _p256_scalar(seed: bytes) -> int:
         value = hmac.digest(key, value, "sha512")
     while True:
         value = hmac.digest(key, value, "sha512")
-        candidate = int.from_bytes(value[:32], "big")
-        if 0 < candidate < _P256_ORDER:
+        candidate = int.from_bytes(value[:width], "big")
+        if 0 < candidate < order:
             return candidate
         key = hmac.digest(key, value + b"\x00", "sha512")
         value = hmac.digest(key, value, "sha512")
@@ -161,6 +168,86 @@ def sign_certificate(claims: Mapping[int, Writable], issuer_key: PrivateKey) -> 
 def certificate(issuer_key: PrivateKey, subject: PublicKey, layer: Layer) -> bytes:
     """The certificate of the next layer's key, signed by this layer's key."""
     return sign_certificate(certificate_claims(issuer_key.public_key(), subject, layer), issuer_key)
+
+
+def x509_certificate(
+    issuer_key: PrivateKey, subject: PublicKey, layer: Layer, *, path_length: int | None = None
+) -> bytes:
+    """The certificate of the next layer's key in X.509, DER, as open-dice writes it; signed by this layer's key."""
+    fields: list[tuple[int, int, bytes]] = [(0, der.OCTET_STRING, layer.code_hash)]
+    if layer.code_descriptor:
+        fields.append((1, der.OCTET_STRING, layer.code_descriptor))
+    if layer.hash_config:
+        fields.append((2, der.OCTET_STRING, layer.config_hash))
+    fields += [(3, der.OCTET_STRING, layer.config), (4, der.OCTET_STRING, layer.authority_hash)]
+    if layer.authority_descriptor:
+        fields.append((5, der.OCTET_STRING, layer.authority_descriptor))
+    fields.append((6, der.ENUMERATED, bytes([layer.mode])))
+    if layer.profile_name is not None:
+        fields.append((7, der.UTF8_STRING, layer.profile_name.encode()))
+    dice = der.write(
+        der.SEQUENCE, *(der.write(der.context(tag), der.write(kind, value)) for tag, kind, value in fields)
+    )
+    limit = b"" if path_length is None else der.unsigned(path_length)
+    constraints = der.write(der.SEQUENCE, der.write(der.BOOLEAN, b"\xff"), limit)
+    return sign_x509(
+        issuer_key,
+        subject,
+        x509_extensions(
+            issuer_key.public_key(),
+            subject,
+            (dice_x509.KEY_USAGE, True, dice_x509.KEY_CERT_SIGN),
+            (dice_x509.BASIC_CONSTRAINTS, True, constraints),
+            (dice_x509.DICE, True, dice),
+        ),
+    )
+
+
+def x509_leaf(issuer_key: PrivateKey, subject: PublicKey) -> bytes:
+    """The X.509 certificate of an attestation key: it may sign tokens and nothing else."""
+    usage = (dice_x509.KEY_USAGE, True, dice_x509.DIGITAL_SIGNATURE)
+    return sign_x509(issuer_key, subject, x509_extensions(issuer_key.public_key(), subject, usage))
+
+
+def x509_extensions(issuer: PublicKey, subject: PublicKey, *others: tuple[bytes, bool, bytes]) -> list[bytes]:
+    """Key identifiers and then the others, each (OID in DER, critical, content), encoded."""
+    authority = der.write(der.SEQUENCE, der.write(0x80, dice_id(issuer)))
+    listed = (
+        (dice_x509.AUTHORITY_KEY_ID, False, authority),
+        (dice_x509.SUBJECT_KEY_ID, False, der.write(der.OCTET_STRING, dice_id(subject))),
+        *others,
+    )
+    return [
+        der.write(
+            der.SEQUENCE, oid, der.write(der.BOOLEAN, b"\xff") if critical else b"", der.write(der.OCTET_STRING, value)
+        )
+        for oid, critical, value in listed
+    ]
+
+
+def sign_x509(issuer_key: PrivateKey, subject: PublicKey, extensions: Sequence[bytes]) -> bytes:
+    """An X.509 certificate with these extensions; names, serial number and validity as the profile says."""
+    alg = alg_of(issuer_key)
+    algorithm = next(encoded for encoded, value in dice_x509.ALGORITHMS.items() if value is alg)
+    subject_id = dice_id(subject)
+    body = der.write(
+        der.SEQUENCE,
+        dice_x509.VERSION_3,
+        der.unsigned(int.from_bytes(subject_id, "big")),
+        algorithm,
+        dice_x509.NAME_HEAD + dice_id(issuer_key.public_key()).hex().encode(),
+        der.write(der.SEQUENCE, der.write(der.UTC_TIME, b"180322235959Z"), dice_x509.NOT_AFTER),
+        dice_x509.NAME_HEAD + subject_id.hex().encode(),
+        subject.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo),
+        der.write(der.context(3), der.write(der.SEQUENCE, *extensions)),
+    )
+    signature = cose.sign_bytes(issuer_key, body)
+    if alg is not Alg.EDDSA:
+        half = len(signature) // 2
+        signature = encode_dss_signature(
+            int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
+        )
+    return der.write(der.SEQUENCE, body, algorithm, der.write(der.BIT_STRING, b"\x00", signature))
 
 
 def application_config(

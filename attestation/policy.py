@@ -15,7 +15,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Self
+from functools import cached_property
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -247,6 +248,16 @@ class RequiredSigners(_Strict):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class PolicySets:
+    """The lists of a policy, ready to look things up in."""
+
+    denied: frozenset[Measurement]
+    bootloaders: frozenset[Measurement]
+    applications: frozenset[Measurement]
+    authorities: frozenset[bytes]
+
+
 class AttestationPolicySpec(_Strict):
     """What devices of one class must prove, and who must have signed what they are to run."""
 
@@ -285,6 +296,34 @@ class AttestationPolicySpec(_Strict):
     )
     leaf_signing: Annotated[LeafSigning, Field(description="Which key signs the token.")] = LeafSigning.DIRECT
 
+    @cached_property
+    def canonical_hash(self) -> bytes:
+        """See ``policy_hash``. Made once for each policy object, which cannot change; a copy makes its own."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
+
+    @cached_property
+    def sets(self) -> "PolicySets":
+        """What the policy lists, as the verifier compares it. Made once, as ``canonical_hash``."""
+        return PolicySets(
+            denied=frozenset(ref.measurement for ref in self.deny.measurements),
+            bootloaders=frozenset(ref.measurement for ref in self.bootloader.measurements),
+            applications=frozenset(ref.measurement for ref in self.application.measurements),
+            authorities=frozenset(map(bytes.fromhex, self.authority_hashes)),
+        )
+
+    def __copy__(self) -> Self:
+        return self._forget(super().__copy__())
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self._forget(super().__deepcopy__(memo))
+
+    def _forget(self, copied: Self) -> Self:
+        """A copy may be about to differ: it makes its own hash and sets."""
+        for made in ("canonical_hash", "sets"):
+            copied.__dict__.pop(made, None)
+        return copied
+
 
 class Acceptance(StrEnum):
     """By which rule an application measurement is acceptable, or why it is not."""
@@ -317,7 +356,7 @@ def acceptable_measurement(
     """
     if is_denied(measurement, policy):
         return Acceptance.DENIED
-    if any(ref.measurement == measurement for ref in policy.application.measurements):
+    if measurement in policy.sets.applications:
         return Acceptance.POLICY
     if measurement in tuple(last_confirmed):
         return Acceptance.CONFIRMED
@@ -328,10 +367,9 @@ def acceptable_measurement(
 
 def is_denied(measurement: Measurement, policy: AttestationPolicySpec) -> bool:
     """Rule 1, for the measurement of any layer."""
-    return any(ref.measurement == measurement for ref in policy.deny.measurements)
+    return measurement in policy.sets.denied
 
 
 def policy_hash(policy: AttestationPolicySpec) -> bytes:
     """SHA-256 of the policy's canonical JSON, defaults written out: equal hashes mean equal judgement."""
-    content = policy.model_dump(mode="json", by_alias=True)
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
+    return policy.canonical_hash

@@ -268,7 +268,7 @@ class _Judge:
         self_reported = tier is RootOfTrust.SELF_REPORTED
         modes = set(self.policy.modes)
         modes = modes | {Mode.NOT_CONFIGURED} if self_reported else modes - {Mode.NOT_CONFIGURED}
-        authorities = {bytes.fromhex(value) for value in self.policy.authority_hashes}
+        authorities = self.policy.sets.authorities
         for name, layer in (("bootloader", self.chain.bootloader), ("application", self.chain.application)):
             if layer.mode not in modes:
                 raise Reject(Code.DICE_MODE, f"the {name} runs in mode {layer.mode}, which is not allowed here")
@@ -295,7 +295,7 @@ class _Judge:
             raise Reject(Code.REF_LAYERS, f"the first layer is {self.boot_config.name!r}, expected {rules.name!r}")
         if is_denied(claims.bootloader, self.policy):
             raise Reject(Code.REF_DENIED, f"bootloader {claims.bootloader} is on the deny list")
-        if not any(ref.measurement == claims.bootloader for ref in rules.measurements):
+        if claims.bootloader not in self.policy.sets.bootloaders:
             raise Reject(Code.REF_CODE, f"bootloader {claims.bootloader} is not in the policy")
         return str(claims.bootloader)
 

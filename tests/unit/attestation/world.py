@@ -128,6 +128,14 @@ class Minted:
     def chain(self) -> list[bytes]:
         return [self.certificate(0), self.certificate(1)]
 
+    def x509_chain(self) -> list[bytes]:
+        """The same two certificates in X.509."""
+        boot, app = self.layers()
+        return [
+            mint.x509_certificate(self.key("uds"), self.key("boot").public_key(), boot),
+            mint.x509_certificate(self.key("boot"), self.key("app").public_key(), app),
+        ]
+
     def fresh_nonce(self) -> bytes:
         return self.nonce or nonce.issue(RING, self.ueid, AUDIENCE, now=NOW, ttl=120, random=b"0123456789")
 
