@@ -133,7 +133,7 @@ def parse_docker_config(raw: bytes, where: str, *, may_ask: bool = False) -> Cre
     """
     try:
         document = json.loads(raw.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _malformed(where, "it is not JSON") from None
     if not isinstance(document, dict):
         raise _malformed(where, "it is not a JSON object")

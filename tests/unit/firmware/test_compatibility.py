@@ -291,7 +291,7 @@ def test_rule_10_unknown_counter_matters_where_no_old_image_remains(config: Firm
         (None, None, "1.0", None, "porch-sensor", []),
     ],
 )
-def test_rule_11_downgrade(
+def test_rule_12_downgrade(
     config: FirmwareConfig, sequence: int | None, stored: int | None, new: str, old: str | None, name: str,
     expected: list[Reason],
 ) -> None:  # fmt: skip

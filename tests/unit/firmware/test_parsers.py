@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every parser of foreign bytes: whatever it is given it returns or raises PipelineError, and soon."""
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from firmware_pipeline.errors import PipelineError
+from tests.parsers import Parser, firmware_parsers
+
+PARSERS = firmware_parsers()
+IDS = [parser.name for parser in PARSERS]
+MANY = 100_000
+
+
+def allowed_seconds(size: int) -> float:
+    """CPU time for an input of `size` bytes: 5 ms up to 8 KiB, then 10 ms per 64 KiB."""
+    return 0.005 if size <= 8192 else 0.005 + 0.010 * -(-size // 65536)
+
+
+def answer(parser: Parser, data: bytes) -> None:
+    """Nothing but PipelineError may come out."""
+    with contextlib.suppress(PipelineError):
+        parser.parse(data)
+
+
+def cpu_seconds(parser: Parser, data: bytes) -> float:
+    """The quickest of three runs: what the parser needs, without what the machine does beside."""
+    runs = []
+    for _ in range(3):
+        start = time.process_time()
+        answer(parser, data)
+        runs.append(time.process_time() - start)
+    return min(runs)
+
+
+def mutate(rng: random.Random, seed: bytes) -> bytes:
+    """Flips, cuts, repeats, foreign bytes, extreme words: one to four of them."""
+    data = bytearray(seed)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        kind = rng.randrange(6)
+        if kind == 0 and data:
+            data[at % len(data)] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[at:]
+        elif kind == 2:
+            data[at:at] = data[at : at + rng.randint(1, 64)]
+        elif kind == 3:
+            data[at : at + 8] = rng.randbytes(rng.randrange(9))
+        elif kind == 4:
+            data[at : at + 4] = rng.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"))
+        else:
+            del data[at : at + rng.randint(1, 64)]
+    return bytes(data)
+
+
+def inputs(parser: Parser, number: int) -> Iterator[bytes]:
+    """Random bytes, random bytes behind a right begin, and mutated seeds: the same for the same parser."""
+    rng = random.Random(parser.name)
+    for n in range(number):
+        seed = parser.seeds[n % len(parser.seeds)]
+        if n % 4 == 0:
+            yield rng.randbytes(rng.randrange(512))
+        elif n % 4 == 1:
+            yield seed[: rng.randrange(64)] + rng.randbytes(rng.randrange(512))
+        else:
+            yield mutate(rng, seed)
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=IDS)
+def test_seeds_are_accepted_and_cut_ones_answered(parser: Parser) -> None:
+    for seed in parser.seeds:
+        parser.parse(seed)
+        for size in {*range(40), len(seed) // 2, len(seed) - 1}:
+            answer(parser, seed[:size])
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=IDS)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(data=st.data())
+def test_garbage_is_answered(parser: Parser, data: st.DataObject) -> None:
+    answer(parser, data.draw(st.binary(max_size=2048)))
+    answer(parser, mutate(random.Random(data.draw(st.integers())), data.draw(st.sampled_from(parser.seeds))))
+
+
+HARD = (
+    b"[" * 8192,
+    b'{"a":' * 1600,
+    b"\xe9\x10" + b"\0" * 8190,
+    b"\xaa\x50" * 4096,
+    b"\xff" * 8192,
+    b"\0" * 65536,
+    b"\xe9" * 65536,
+    b'"' + b"\\u0000" * 10_000,
+    b"1" * 8192,
+    b"[" + b"1," * 30_000,
+    b"a/" * 4096,
+    b"a-" * 4096,
+    b"a." * 4096 + b"/",
+)
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=IDS)
+def test_answers_come_soon(parser: Parser) -> None:
+    for data in (*HARD, *(mutate(random.Random(n), parser.seeds[0]) for n in range(20))):
+        assert cpu_seconds(parser, data) <= allowed_seconds(len(data)), data[:32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parser", PARSERS, ids=IDS)
+def test_a_hundred_thousand_inputs(parser: Parser) -> None:
+    late = 0
+    for data in inputs(parser, MANY):
+        start = time.process_time()
+        answer(parser, data)
+        if time.process_time() - start > allowed_seconds(len(data)):
+            late += cpu_seconds(parser, data) > allowed_seconds(len(data))
+    assert late == 0
