@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from attestation import enrolment, factory_list, keys, standing, vendor_ca
@@ -168,10 +167,9 @@ def pending(trust: Trust = None, as_json: AsJson = False) -> None:
     found = [_waiting(store, name) for name in store.pending_ids()]
 
     def show() -> None:
-        table = Table("id", "key of", "runs", "seen", "from")
         for one in found:
-            table.add_row(one.id, one.root_of_trust.value, Text(one.application), iso(one.seen_at), Text(one.seen_from))
-        Console(soft_wrap=True).print(table)
+            typer.echo(one.id)
+            typer.echo(f"  {one.root_of_trust}, runs {one.application}, seen {iso(one.seen_at)} from {one.seen_from}")
 
     json_or(
         as_json,
@@ -210,12 +208,12 @@ def list_devices(trust: Trust = None, as_json: AsJson = False) -> None:
     rows = [_row(store, ueid) for ueid in store.ids()]
 
     def show() -> None:
-        table = Table("id", "root of trust", "policy", "standing", "since")
         for row in rows:
             last = row["history"][-1] if row["history"] else None
-            since = f"{iso(last['at'])} by {last['by']}: {last['reason']}" if last else ""
-            table.add_row(row["id"], row["rootOfTrust"], row["policy"], row["standing"], Text(since))
-        Console(soft_wrap=True).print(table)
+            since = f" since {iso(last['at'])} by {last['by']}: {last['reason']}" if last else ""
+            line = f"{row['id']}  {row['rootOfTrust']}  {row['policy']}  "
+            style = "" if row["standing"] == standing.Standing.ACTIVE else "bold red"
+            Console(soft_wrap=True).print(Text(line), Text(row["standing"], style), Text(since), sep="")
 
     json_or(as_json, rows, show)
 
