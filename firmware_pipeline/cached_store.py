@@ -11,6 +11,7 @@ Rules:
 3. A mirror gets no credentials, and is asked over plain http where its URL says so.
 """
 
+import contextlib
 import tempfile
 import threading
 from collections.abc import Callable
@@ -45,7 +46,8 @@ T = TypeVar("T")
 
 @dataclass
 class Traffic:
-    """What one process fetched. Bytes are those of content, headers apart; requests those asked of the registry."""
+    """What one process fetched. Bytes are those of content, headers apart; requests are what was asked beyond the cache,
+    logins and repetitions apart; layers are blobs of any kind."""
 
     bytes_network: int = 0
     bytes_cache: int = 0
@@ -137,8 +139,10 @@ class CachedStore(_InFront):
         return identified(raw, selector, self.name)
 
     def has_blob(self, digest: str, size: int) -> bool:
-        path = self._cache.blob_path(digest)
-        return (path.is_file() and path.stat().st_size == size) or self._behind.has_blob(digest, size)
+        with contextlib.suppress(OSError):
+            if self._cache.blob_path(digest).stat().st_size == size:
+                return True
+        return self._behind.has_blob(digest, size)
 
     def referrers(self, digest: str) -> list[Descriptor]:
         self.traffic.add(requests=1)
@@ -209,13 +213,14 @@ class MirroredStore(_InFront):
         self._first(lambda store: store.save_blob(descriptor, path, progress))
 
     def receive_blob(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:
+        before = receiver.received
         try:
             self._mirror.receive_blob(descriptor, receiver)
         except PipelineError as error:
             if error.reason in _OURS:
                 raise
-            if error.reason in _WRONG:
-                receiver.restart()
+            if receiver.received != before or error.reason in _WRONG:
+                receiver.restart()  # nothing of a mirror that failed is gone on with
             self._behind.receive_blob(descriptor, receiver)
 
     def _first(self, ask: Callable[[ArtifactStore], T]) -> T:

@@ -3,9 +3,7 @@
 
 import functools
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from multiprocessing.connection import Connection
@@ -201,15 +199,6 @@ def test_rule_2_wrong_content_leaves_nothing(tmp_path: Path, kind: str, reason: 
 
 
 # ---- rule 5: where it cannot write -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that another user can get at."""
-    folder = Path(tempfile.mkdtemp(prefix="flashjob-cache-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def read_only(root: Path, mode: int = 0o555) -> None:

@@ -85,16 +85,12 @@ def test_writes_tags_and_referrers_go_to_the_registry(tmp_path: Path, registry: 
     assert store.has_blob(blob.digest, blob.size)
 
 
-def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, registry: HostileRegistry) -> None:
+def test_a_cache_that_cannot_be_written_is_told_once(open_folder: Path, registry: HostileRegistry) -> None:
     where = f"{registry.host}/porch:1"
     pushed = push_to(where)
-    (tmp_path / "cache").mkdir()
-    tmp_path.chmod(0o755)
-    for folder in tmp_path.parents:
-        if folder.owner() == tmp_path.owner() and folder.name.startswith("pytest"):
-            folder.chmod(0o755)
+    (open_folder / "cache").mkdir()
     ours, theirs = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=open_and_fetch, args=(where, tmp_path / "cache", pushed.index_digest, theirs))
+    process = CONTEXT.Process(target=open_and_fetch, args=(where, open_folder / "cache", pushed.index_digest, theirs))
     process.start()
     theirs.close()
     notes, traffic = _answer(ours)
@@ -102,7 +98,7 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path, registry: H
     assert len(notes) == 1
     assert "cannot be written" in notes[0]
     assert traffic["layersHit"] == 0
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((open_folder / "cache").iterdir()) == []
 
 
 def _answer(report: Connection) -> tuple[list[str], dict[str, int]]:
@@ -140,6 +136,24 @@ def test_rule_1_a_bad_mirror_costs_time_and_nothing_else(
         if cached:
             store = CachedStore(store, BlobCache(tmp_path / "cache"))
         assert fetch_all(store, pushed.index_digest, tmp_path / "out") == good
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_rule_1_a_wrong_beginning_from_a_mirror_is_not_gone_on_with(
+    tmp_path: Path, registry: HostileRegistry, cached: bool
+) -> None:
+    where = f"{registry.host}/porch:1"
+    pushed = push_to(where)
+    behind = api.open_store(where, PLAIN)
+    app = api.open_chip(behind, pushed.index_digest, "esp32s3").app
+    with copy_of(registry) as mirror:
+        mirror.knobs.blob = "cut"
+        mirror.blobs[app.descriptor.digest] = bytes(app.descriptor.size)
+        store: ArtifactStore = MirroredStore(behind, mirror_store(mirror.url, where))
+        if cached:
+            store = CachedStore(store, BlobCache(tmp_path / "cache"))
+        assert api.read_layer(store, app) == api.read_layer(behind, app)
+        assert mirror.requests("GET", app.descriptor.digest)
 
 
 def test_a_mirror_that_is_gone(tmp_path: Path, registry: HostileRegistry) -> None:
