@@ -40,6 +40,12 @@ _KNOWN_CRITICAL: Final = frozenset(
     {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE}
 )
 
+_UNREADABLE: Final = (
+    ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
+"""What `cryptography` raises for certificates that it cannot read; parts of them it reads only when they are asked for."""
+
 
 def parse(data: bytes) -> list[x509.Certificate]:
     """Rule 1 for one file: one certificate in DER, or several in PEM. Raises Reject."""
@@ -50,7 +56,7 @@ def parse(data: bytes) -> list[x509.Certificate]:
             found = x509.load_pem_x509_certificates(data)
         else:
             found = [x509.load_der_x509_certificate(data)]
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise Reject(Code.ENROL_CERTIFICATE, f"not X.509 certificates in DER or PEM: {error}") from error
     if any(len(one.public_bytes(serialization.Encoding.DER)) > LIMIT_BYTES for one in found):
         raise Reject(Code.ENROL_CERTIFICATE, f"a certificate is larger than {LIMIT_BYTES} bytes")
@@ -72,7 +78,10 @@ def device_key(path: Sequence[x509.Certificate], roots: Sequence[x509.Certificat
         raise Reject(Code.ENROL_CERTIFICATE, f"{len(path)} certificates, 1 to {MOST_CERTIFICATES} are read")
     chain = list(path)
     if chain[-1] not in roots:
-        chain.append(_root_of(chain[-1], roots))
+        try:
+            chain.append(_root_of(chain[-1], roots))
+        except _UNREADABLE as error:
+            raise Reject(Code.ENROL_CERTIFICATE, f"the last certificate's issuer: {error}") from error
     elif len(chain) == 1:
         raise Reject(Code.ENROL_CERTIFICATE, "the device's certificate is one of the roots: nobody vouches for it")
     at = datetime.fromtimestamp(now, UTC)
@@ -84,7 +93,7 @@ def device_key(path: Sequence[x509.Certificate], roots: Sequence[x509.Certificat
                 _check_issued(chain[place - 1], certificate)
         except Reject as reject:
             raise Reject(Code.ENROL_CERTIFICATE, f"{where}: {reject.message}") from reject
-        except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        except _UNREADABLE as error:
             raise Reject(Code.ENROL_CERTIFICATE, f"{where}: {error}") from error
     return _usable(chain[0])
 

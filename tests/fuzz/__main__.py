@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from . import engine
-from .targets import Target, targets
+from .target import Target
+from .targets import targets
 
 _BATCH = 2_000
 

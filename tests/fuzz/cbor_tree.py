@@ -47,6 +47,33 @@ class Node:
         head = _head(self.major, max(0, argument + self.lie), self.width)
         return head + body + (b"\xff" if self.width == -2 else b"")
 
+    def bend(self, other: Node, random: Random) -> bytes:
+        """One change somewhere in a copy of the tree; parts of `other` may be put in."""
+        tree = self.copy()
+        node = random.choice(tree.walk())
+        match random.randrange(9):
+            case 0:
+                node.argument = max(0, random.choice((node.argument + 1, node.argument - 1, random.choice(_EDGES))))
+                node.raw = _bent_bytes(node.raw, random)
+                if node.major in (_BYTES, _TEXT):
+                    node.children = []
+            case 1 if node.children:
+                del node.children[random.randrange(len(node.children))]
+            case 2 if node.children:
+                node.children.append(random.choice(node.children).copy())
+            case 3 if len(node.children) > 1:
+                random.shuffle(node.children)
+            case 4:
+                node.major = random.randrange(8)
+            case 5:
+                node.width = random.choice((0, 1, 2, 4, 8, -2))
+            case 6:
+                node.lie = random.choice((-1, 1, 2, 255, 2**32))
+            case _:
+                new = random.choice(other.walk()).copy()
+                node.major, node.argument, node.raw, node.children = new.major, new.argument, new.raw, new.children
+        return tree.encode()
+
 
 def _head(major: int, argument: int, width: int) -> bytes:
     if width == -2:
@@ -93,34 +120,6 @@ def _item(data: bytes, at: int, depth: int) -> tuple[Node, int]:
         child, at = _item(data, at, depth + 1)
         node.children.append(child)
     return node, at
-
-
-def bend(root: Node, others: list[Node], random: Random) -> bytes:
-    """One change somewhere in a copy of the tree; `others` are items to put in its place."""
-    tree = root.copy()
-    node = random.choice(tree.walk())
-    match random.randrange(9):
-        case 0:
-            node.argument = max(0, random.choice((node.argument + 1, node.argument - 1, random.choice(_EDGES))))
-            node.raw = _bent_bytes(node.raw, random)
-            if node.major in (_BYTES, _TEXT):
-                node.children = []
-        case 1 if node.children:
-            del node.children[random.randrange(len(node.children))]
-        case 2 if node.children:
-            node.children.append(random.choice(node.children).copy())
-        case 3 if len(node.children) > 1:
-            random.shuffle(node.children)
-        case 4:
-            node.major = random.randrange(8)
-        case 5:
-            node.width = random.choice((0, 1, 2, 4, 8, -2))
-        case 6:
-            node.lie = random.choice((-1, 1, 2, 255, 2**32))
-        case _:
-            other = random.choice(others).copy()
-            node.major, node.argument, node.raw, node.children = other.major, other.argument, other.raw, other.children
-    return tree.encode()
 
 
 def _bent_bytes(raw: bytes, random: Random) -> bytes:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from .mutation import Mutator
-from .targets import Target
+from .target import Target
 
 SMALL_BYTES, SMALL_SECONDS = 8 * 1024, 0.005
 """Up to so many bytes, so much CPU; above, `STEP_SECONDS` for every `STEP_BYTES`."""
@@ -22,7 +22,7 @@ def allowed_seconds(size: int) -> float:
 
 
 class Finding(Exception):
-    """A target broke a rule of `targets`; the input is in the message."""
+    """A target broke a rule of `target`; the input is in the message."""
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 """The built-in engine's inputs: seeded, so a number names an input; structure-aware, so most get past the first check.
 
 One input in ten is noise. The others are a seed with one to four changes: bits, bytes, cuts, insertions, splices with
-another seed, numbers of 1 to 8 bytes (where lengths, counts and offsets are), tokens of JSON, and items of CBOR.
+another seed, numbers of 1 to 8 bytes (where lengths, counts and offsets are), tokens of JSON, items of CBOR, and elements of DER.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Any, Protocol
 
-from . import cbor_tree
+from . import cbor_tree, tlv_tree
 
 _BYTES = bytes((0x00, 0x01, 0x7F, 0x80, 0xA0, 0xAA, 0xE9, 0xEB, 0xFE, 0xFF))
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?|true|false|null|[{}\[\],:]')
@@ -19,6 +20,18 @@ _JSON_VALUES = (
     b"null", b"true", b"-1", b"0", b"1e999", b"NaN", b"18446744073709551616", b'""', b'"\\u0000"', b'"\\ud800"',
     b"[]", b"{}", b'"' + b"A" * 300 + b'"', b"[" * 40, b'{"a":1,"a":2}',
 )  # fmt: skip
+
+
+class Tree(Protocol):
+    """A parsed input that knows how to be changed."""
+
+    def bend(self, other: Any, random: Random) -> bytes:
+        """One change, perhaps by a part of `other`, which is of the same kind."""
+
+
+def _tree(data: bytes) -> Tree | None:
+    """DER begins with a sequence and its length; most else that is a tree is CBOR."""
+    return tlv_tree.parse(data) if data[:1] == b"\x30" else cbor_tree.parse(data)
 
 
 class Mutator:
@@ -32,8 +45,7 @@ class Mutator:
 
     def __init__(self, seeds: Sequence[bytes], number: int, limit: int = 1 << 18) -> None:
         self._seeds, self._random, self._limit = list(seeds), Random(number), limit
-        self._trees = {seed: tree for seed in seeds if (tree := cbor_tree.parse(seed)) is not None}
-        self._items = [node for tree in self._trees.values() for node in tree.walk()]
+        self._trees = {seed: tree for seed in seeds if (tree := _tree(seed)) is not None}
         self._json = any(seed[:1] in (b"{", b"[") for seed in seeds)
         self._changes: list[Callable[[bytes], bytes]] = [
             self._bit, self._byte, self._cut, self._remove, self._insert, self._repeat, self._splice, self._number,
@@ -52,12 +64,12 @@ class Mutator:
     def vary(self, data: bytes, number: int) -> bytes:
         """A change of any input, named by a number: for engines that choose inputs themselves."""
         self._random.seed(number)
-        return self._vary(data, self._trees.get(data) or cbor_tree.parse(data))
+        return self._vary(data, self._trees.get(data) or _tree(data))
 
-    def _vary(self, data: bytes, tree: cbor_tree.Node | None) -> bytes:
+    def _vary(self, data: bytes, tree: Tree | None) -> bytes:
         random, choice = self._random, self._random.random()
         if tree is not None and choice < 0.7:
-            data = cbor_tree.bend(tree, self._items or tree.walk(), random)
+            data = tree.bend(random.choice(list(self._trees.values()) or [tree]), random)
             if choice < 0.6:
                 return data[: self._limit]
         for _ in range(random.choice((1, 1, 1, 2, 4))):

@@ -1,17 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is fuzzed. A target takes any bytes; it may return, or refuse with its package's own error, and nothing else.
-
-Rules of a finding:
-
-1. Any exception but the target's own refusals.
-2. `Accepted`: something was believed although nobody who may sign it did.
-3. `Unstable`: what was accepted means another thing when it is written and read again.
-"""
+"""What is fuzzed: every parser that meets foreign bytes, and the verdict. What a finding is: see `target`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -40,52 +33,17 @@ from firmware_pipeline.signing import formats
 from tests.parsers import firmware_parsers
 from tests.unit.attestation.world import NOW, Minted, context
 
-LIMIT = 64 * 1024
+from .enrolment_targets import enrolment_targets
+from .target import Accepted, Refused, Target, Unstable, only_seeds
+
 _ALGS = (Alg.ES256, Alg.ES384, Alg.EDDSA)
-
-
-class Accepted(Exception):
-    """Rule 2."""
-
-
-class Unstable(Exception):
-    """Rule 3."""
-
-
-class _Refused(Exception):
-    """For what refuses by its answer instead of an error."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One target.
-
-    Attributes:
-        run: takes any bytes.
-        refusals: what it may raise.
-        seeds: true inputs.
-        limit: most bytes worth trying.
-    """
-
-    name: str
-    run: Callable[[bytes], object]
-    refusals: tuple[type[Exception], ...]
-    seeds: tuple[bytes, ...]
-    limit: int = LIMIT
-
-    def accepts(self, data: bytes) -> bool:
-        """Whether the input was taken. Raises what a finding is (rules 1 to 3)."""
-        try:
-            self.run(data)
-        except self.refusals:
-            return False
-        return True
 
 
 @cache
 def targets() -> dict[str, Target]:
     """All of them by name: `firmware-*` and `attestation-*`."""
-    return {target.name: target for target in (*_firmware(), *_parsers(), *_signed(), *_verdicts())}
+    every = (*_firmware(), *_parsers(), *_signed(), *_verdicts(), *enrolment_targets())
+    return {target.name: target for target in every}
 
 
 def _firmware() -> Iterable[Target]:
@@ -95,22 +53,22 @@ def _firmware() -> Iterable[Target]:
     digest = "sha256:" + "0" * 64
     body = formats.statement(digest)
     bundle = formats.bundle(body, bytes(64), "hint")
-    yield Target("firmware-bundle", _bundle, (_Refused,), (bundle,))
+    yield Target("firmware-bundle", _bundle, (Refused,), (bundle,))
     layer = formats.simple_layer(formats.simple_payload(digest, "registry.example/porch"), bytes(64))
     payload = formats.simple_payload(digest, "registry.example/porch")
 
     def simple(raw: bytes) -> None:
         candidate = formats.simple_candidate(layer, raw)
         if candidate is None or formats.claim_of(candidate) is None:
-            raise _Refused
+            raise Refused
 
-    yield Target("firmware-simplesigning", simple, (_Refused,), (payload,))
+    yield Target("firmware-simplesigning", simple, (Refused,), (payload,))
 
 
 def _bundle(raw: bytes) -> None:
     candidate = formats.bundle_candidate(raw)
     if candidate is None or formats.claim_of(candidate) is None:
-        raise _Refused
+        raise Refused
 
 
 def _parsers() -> Iterable[Target]:
@@ -142,12 +100,12 @@ def _parsers() -> Iterable[Target]:
     yield target("eat-claims", lambda raw: eat.read_token(eat.decode_claims(raw)), payloads)
     yield Target("attestation-device-info", parse_info, (DeviceError,), _device_messages())
     yield Target("attestation-device-nonce", parse_nonce, (DeviceError,), (dumps({1: bytes(16), 2: 600}),))
-    yield Target("attestation-device-refusal", _refusal, (_Refused,), _device_messages()[1:])
+    yield Target("attestation-device-refusal", _refusal, (Refused,), _device_messages()[1:])
     frames = tuple(
         serial_framing.encode(serial_framing.Frame(7, kind, payload))
         for kind, payload in zip(serial_framing.Kind, payloads, strict=False)
     )
-    yield Target("attestation-serial-frames", _frames, (_Refused,), (*frames, b"boot log\r\n" + b"".join(frames)))
+    yield Target("attestation-serial-frames", _frames, (Refused,), (*frames, b"boot log\r\n" + b"".join(frames)))
 
 
 def _leaf(phone: Minted) -> bytes:
@@ -179,22 +137,13 @@ def _signed() -> Iterable[Target]:
     )
     listing = mint_listing(_listing(), key)
     text = encode_token(listing).encode()
-    yield _only_seeds("release", lambda raw: release.verify(raw, by_key_id(owner)), (statement,))
-    yield _only_seeds("grant", lambda raw: grants.check(grants.parse(raw), trusted), granted)
-    yield _only_seeds("listing", lambda raw: verify_listing(raw, trusted), (listing,))
-    yield _only_seeds("listing-text", lambda raw: verify_listing(decode_token(raw.decode("latin-1")), trusted), (text,))
+    yield only_seeds("release", lambda raw: release.verify(raw, by_key_id(owner)), (statement,))
+    yield only_seeds("grant", lambda raw: grants.check(grants.parse(raw), trusted), granted)
+    yield only_seeds("listing", lambda raw: verify_listing(raw, trusted), (listing,))
+    yield only_seeds("listing-text", lambda raw: verify_listing(decode_token(raw.decode("latin-1")), trusted), (text,))
     ring, ueid, audience = nonce.KeyRing(7, {7: bytes(32)}), Minted().ueid, b"task/1"
     fresh = nonce.issue(ring, ueid, audience, now=NOW, ttl=120, random=bytes(10))
-    yield _only_seeds("nonce", lambda raw: nonce.check(ring, raw, ueid, audience, now=NOW, ttl=120), (fresh,))
-
-
-def _only_seeds(name: str, run: Callable[[bytes], object], seeds: tuple[bytes, ...]) -> Target:
-    def judged(raw: bytes) -> None:
-        run(raw)
-        if raw not in seeds:
-            raise Accepted(f"{name}: believed without a signature over these {len(raw)} bytes")
-
-    return Target(f"attestation-{name}", judged, (Reject,), seeds)
+    yield only_seeds("nonce", lambda raw: nonce.check(ring, raw, ueid, audience, now=NOW, ttl=120), (fresh,))
 
 
 def _verdicts() -> Iterable[Target]:
@@ -228,11 +177,11 @@ def _verdict(
     def judged(raw: bytes) -> None:
         evidence = build(raw)
         if not verify(evidence, fixed).accepted:
-            raise _Refused
+            raise Refused
         if _substance(evidence) != genuine:
             raise Accepted(f"{name}: evidence that no device gave")
 
-    return Target(name, judged, (_Refused,), seeds, 8192)
+    return Target(name, judged, (Refused,), seeds, 8192)
 
 
 def _substance(evidence: bytes) -> object:
@@ -254,11 +203,11 @@ def _anchor(name: str, seeds: tuple[bytes, ...], fixed: Context, phone: Minted) 
         anchor = replace(phone.anchor(), key=key)
         evidence = mint.evidence(keys.dice_id(key), chain, token)
         if not verify(evidence, replace(fixed, device=anchor)).accepted:
-            raise _Refused
+            raise Refused
         if keys.encode_cose(key) != seeds[0]:
             raise Accepted(f"{name}: a chain that this key did not sign")
 
-    return Target(name, judged, (_Refused, Reject), seeds, 8192)
+    return Target(name, judged, (Refused, Reject), seeds, 8192)
 
 
 def _cbor(raw: bytes) -> None:
@@ -281,12 +230,12 @@ def _frames(raw: bytes) -> None:
     if found != pieces.feed(raw[:cut]) + pieces.feed(raw[cut:]):
         raise Unstable("serial-frames: where the stream is cut decides what is read")
     if not found:
-        raise _Refused
+        raise Refused
 
 
 def _refusal(raw: bytes) -> None:
     if refused(raw, status=422).reason == "BadReply":
-        raise _Refused
+        raise Refused
 
 
 def _listing() -> Listing:
