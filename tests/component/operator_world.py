@@ -214,10 +214,11 @@ class World:
 
     # --- objects
 
-    async def policy(self, name: str = "lab", *, signers: bool = True) -> None:
+    async def policy(self, name: str = "lab", *, signers: bool = True, **demands: Any) -> None:
         spec: Obj = {"minRootOfTrust": "SignedBoot"}
         if signers:
-            spec["requiredSigners"] = {"keys": [{"name": "ci", "publicKey": self.public_key}], "threshold": 1}
+            keys = [{"name": "ci", "publicKey": self.public_key}]
+            spec["requiredSigners"] = {"keys": keys, "threshold": 1, **demands}
         await self._create(r.ATTESTATION_POLICIES, NS, name, spec)
 
     async def board(

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator on an API server in memory: jobs from apply to the end, and everything that may come between."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from firmware_pipeline import api
+from firmware_pipeline.attaching import ALL_CHIPS, attaching
+from firmware_pipeline.sbom import read_sbom
 from firmware_pipeline.signing.keys import LocalSigner, public_pem
 from flashjob.api.meta import FINALIZER
 from flashjob.cluster import resources as r
@@ -17,7 +21,9 @@ from flashjob.planning.messages import refuse
 from flashjob.wire.reasons import Reason
 from tests.component.operator_world import HOST, NS, SYSTEM, Board, World
 from tests.unit.firmware import builds
+from tests.unit.firmware.signed import CYCLONEDX
 
+BUILDER = "https://ci.example/builders/1"
 SIGNER = LocalSigner(ec.derive_private_key(7, ec.SECP256R1()))
 STRANGER = LocalSigner(ec.derive_private_key(8, ec.SECP256R1()))
 RELEASE = api.Release(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)), 21)
@@ -41,6 +47,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = root / name
         api.push([plans[c] for c in chips], f"oci:{folder}:2.1.0", signer=signer, release=RELEASE)
         made[f"{HOST}/{name}"] = folder
+    sbom = read_sbom(json.dumps(CYCLONEDX).encode(), Path("sbom.json"))
+    made[f"{HOST}/documented"] = root / "documented"
+    api.push(
+        list(plans.values()),
+        f"oci:{root}/documented:2.1.0",
+        signer=SIGNER,
+        release=RELEASE,
+        attach=attaching([(ALL_CHIPS, sbom)], BUILDER, {}, SIGNER),
+    )
     return made
 
 
@@ -190,6 +205,34 @@ async def test_artifacts_that_are_refused(world: World, image: str, job_reason: 
     assert world.condition("Failed")["status"] == "True"
     assert world.condition("Failed")["reason"] == job_reason
     assert world.condition("Failed")["message"]
+    assert board.writes == 0
+    assert world.api.all(r.PODS, NS) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "demands", "reason"),
+    [
+        ("good", {"requireSbom": True}, "SbomMissing"),
+        ("good", {"requireProvenance": True}, "ProvenanceMissing"),
+        ("good", {"builders": [BUILDER]}, "ProvenanceMissing"),
+        ("good", {"requiredAnnotations": [{"key": "stage", "value": "prod"}]}, "AnnotationMissing"),
+        ("documented", {"builders": ["https://other.example"]}, "BuilderNotTrusted"),
+        ("documented", {"requireSbom": True, "requireProvenance": True, "builders": [BUILDER]}, None),
+    ],
+)
+async def test_what_a_policy_wants_signed_beside_the_artifact(
+    world: World, image: str, demands: dict[str, Any], reason: str | None
+) -> None:
+    await world.policy(**demands)
+    board = await world.board("b1")
+    await world.job(image=f"{HOST}/{image}:2.1.0")
+    await world.run_job()
+    if reason is None:
+        assert end(world, board)[0] == "Succeeded"
+        return
+    condition = world.condition("Failed")
+    assert condition["reason"] == reason
+    assert "AttestationPolicy lab" in condition["message"]
     assert board.writes == 0
     assert world.api.all(r.PODS, NS) == []
 

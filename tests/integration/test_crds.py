@@ -315,6 +315,14 @@ def test_a_given_permit_and_a_used_nonce_stay(api: Api, namespace: str) -> None:
     [
         ({"requiredSigners": {"keys": [], "threshold": 1}}, "spec.requiredSigners.keys"),
         ({"requiredSigners": {"threshold": 2}}, "spec.requiredSigners.threshold"),
+        (
+            {
+                "requiredSigners": {
+                    "requiredAnnotations": [{"key": "stage", "value": "a"}, {"key": "stage", "value": "b"}]
+                }
+            },
+            "spec.requiredSigners.requiredAnnotations",
+        ),
         ({"minRootOfTrust": "Hearsay"}, "spec.minRootOfTrust"),
         ({"nonceTtlSeconds": 5}, "spec.nonceTtlSeconds"),
         ({"application": {"measurements": [{"alg": -16, "value": "ab" * 64}]}}, "spec.application.measurements"),
