@@ -2,7 +2,7 @@
 """Exit codes of `firmware-pipeline`: which refusal ends with which number.
 
 0  done
-1  a local file could not be written, or an internal error
+1  a local file could not be written, or an internal error; `diff`: the artifacts differ
 2  wrong usage: options, references, key files
 3  the build is not valid
 4  the registry refused the login or the right
