@@ -22,7 +22,7 @@ from typing import Final
 
 from firmware_pipeline.cache import BlobCache
 from firmware_pipeline.errors import PipelineError, Reason
-from firmware_pipeline.layout import REF_NAME, LayoutStore, supports
+from firmware_pipeline.layout import REF_NAME, SIGNATURE_TAG, LayoutStore, supports
 from firmware_pipeline.oci import (
     DOCKER_INDEX_TYPE,
     INDEX_TYPE,
@@ -145,11 +145,12 @@ def collect(
         PipelineError: ReferenceNotFound for a tag that is not there; StorageFailed.
     """
     layout = LayoutStore(cache.root)
-    unknown = sorted(set(forget) - set(layout.tags()))
+    tags = {tag for tag in layout.tags() if not SIGNATURE_TAG.match(tag)}
+    unknown = sorted(set(forget) - tags)
     if unknown:
         raise PipelineError(
             Reason.ReferenceNotFound,
-            f"The cache {cache.root} holds no tag {unknown[0]!r}; it has: {', '.join(sorted(layout.tags())) or 'none'}.",
+            f"The cache {cache.root} holds no tag {unknown[0]!r}; it has: {', '.join(sorted(tags)) or 'none'}.",
             "Name one of its tags.",
         )
     try:

@@ -33,7 +33,7 @@ from firmware_pipeline.cache import BlobCache
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.layout import identified
 from firmware_pipeline.oci import MAX_MANIFEST_BYTES, sha256_digest
-from firmware_pipeline.store import CHUNK_BYTES, digest_of_file, storage_failed
+from firmware_pipeline.store import CHUNK_BYTES, digest_of_file
 
 DEFAULT_PORT: Final = 5080
 MAX_CONNECTIONS: Final = 64
@@ -74,7 +74,7 @@ class CacheServer(ThreadingHTTPServer):
         silence_seconds: how long a connection may say or take nothing.
 
     Raises:
-        PipelineError: StorageFailed when the address cannot be listened on.
+        OSError: the address cannot be listened on.
     """
 
     daemon_threads = True
@@ -95,12 +95,7 @@ class CacheServer(ThreadingHTTPServer):
         self._lock = threading.Lock()
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
-        try:
-            super().__init__(address, _Handler)
-        except OSError as error:
-            raise storage_failed(
-                cache.root, OSError(error.errno, f"{address[0]}:{address[1]}: {error.strerror}")
-            ) from error
+        super().__init__(address, _Handler)
 
     @property
     def url(self) -> str:

@@ -30,7 +30,12 @@ def command(
         raise typer.BadParameter(f"--listen needs ADDRESS:PORT, not {listen!r}")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     address = (host.strip("[]") or "127.0.0.1", int(port))
-    with CacheServer(BlobCache(cache), address, max_connections=max_connections) as server:
+    store = BlobCache(cache)
+    try:
+        server = CacheServer(store, address, max_connections=max_connections)
+    except OSError as error:  # also a host name that does not resolve
+        raise typer.BadParameter(f"--listen {listen}: {error.strerror or error}") from None
+    with server:
 
         def stop(_number: int, _frame: object) -> None:
             threading.Thread(target=server.shutdown).start()

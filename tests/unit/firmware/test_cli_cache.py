@@ -80,6 +80,7 @@ def test_pull_through_a_cache(place: Path) -> None:
         (["gc", "absent"], 5, "ReferenceNotFound"),
         (["gc", "layout", "--max-size", "much"], 2, "2G"),
         (["serve", "layout", "--listen", "here"], 2, "ADDRESS:PORT"),
+        (["serve", "layout", "--listen", "192.0.2.1:0"], 2, "--listen 192.0.2.1:0: Cannot assign"),
     ],
 )
 def test_wrong_usage_is_said(place: Path, arguments: list[str], code: int, words: str) -> None:
