@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
+import cbor2
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from attestation import cose, dice_cbor, eat, grants, keys, mint, nonce, release, serial_framing
+from attestation import cose, dice_cbor, dice_x509, eat, grants, keys, mint, nonce, release, serial_framing
 from attestation.cbor import Writable, dumps, strict_loads
 from attestation.device_protocol import (
     DeviceError,
@@ -90,6 +91,10 @@ def _parsers() -> Iterable[Target]:
     yield target("pem-key", keys.from_pem, tuple(keys.to_pem(key).encode() for key in public))
     yield target("certificate", dice_cbor.parse_certificate, certificates)
     yield target("leaf-certificate", dice_cbor.parse_leaf, (*leaves, *certificates))
+    x509_certificates = tuple(certificate for phone in phones for certificate in x509_chain(phone))
+    x509_leaves = tuple(mint.x509_leaf(phone.key("app"), phone.key("attestation").public_key()) for phone in phones)
+    yield target("x509-certificate", dice_x509.parse_certificate, x509_certificates)
+    yield target("x509-leaf-certificate", dice_x509.parse_leaf, (*x509_leaves, *x509_certificates[:2]))
     yield target(
         "bootloader-config", dice_cbor.read_bootloader_config, (phones[0].bootloader_config, phones[0].config())
     )
@@ -106,6 +111,16 @@ def _parsers() -> Iterable[Target]:
         for kind, payload in zip(serial_framing.Kind, payloads, strict=False)
     )
     yield Target("attestation-serial-frames", _frames, (Refused,), (*frames, b"boot log\r\n" + b"".join(frames)))
+
+
+def x509_chain(phone: Minted) -> list[bytes]:
+    """The chain of a device, in its X.509 form."""
+    uds, boot, app = (phone.key(layer) for layer in ("uds", "boot", "app"))
+    first, second = phone.layers()
+    return [
+        mint.x509_certificate(uds, boot.public_key(), first),
+        mint.x509_certificate(boot, app.public_key(), second),
+    ]
 
 
 def _leaf(phone: Minted) -> bytes:
@@ -149,24 +164,39 @@ def _signed() -> Iterable[Target]:
 def _verdicts() -> Iterable[Target]:
     """The whole judgement, with one part of honest evidence in the attacker's hand."""
     for alg in (Alg.ES256, Alg.EDDSA):
-        phone = Minted(alg=alg)
-        honest, fixed = phone.evidence(), context(phone)
-        first, second = phone.chain()
-        token, other = phone.token(), Minted(alg=alg, seed=b"device two")
-        parts: dict[str, tuple[Callable[[bytes], bytes], tuple[bytes, ...]]] = {
-            "evidence": (lambda raw: raw, (honest, other.evidence())),
-            "token": (lambda raw, p=phone, c=(first, second): p.evidence(c, raw), (token, other.token())),  # type: ignore[misc]
-            "bootloader-certificate": (
-                lambda raw, p=phone, c=second, t=token: p.evidence((raw, c), t), (first, *other.chain())  # type: ignore[misc]
-            ),
-            "application-certificate": (
-                lambda raw, p=phone, c=first, t=token: p.evidence((c, raw), t), (second, *other.chain())  # type: ignore[misc]
-            ),
-        }  # fmt: skip
-        for part, (build, seeds) in parts.items():
-            yield _verdict(f"attestation-verdict-{alg.name.lower()}-{part}", build, seeds, fixed, honest)
+        phone, other = Minted(alg=alg), Minted(alg=alg, seed=b"device two")
+        told, token = context(phone), phone.token()
+        for form, chain_of in (("", Minted.chain), ("x509-", x509_chain)):
+            first, second = chain_of(phone)
+            honest = phone.evidence((first, second), token)
+            foreign = chain_of(other)
+            parts: dict[str, tuple[Callable[[bytes], bytes], tuple[bytes, ...]]] = {
+                "evidence": (lambda raw: raw, (honest, other.evidence(foreign))),
+                "bootloader-certificate": (
+                    partial(_with_first, phone, second, token), (first, *foreign)
+                ),
+                "application-certificate": (
+                    partial(_with_second, phone, first, token), (second, *foreign)
+                ),
+            }  # fmt: skip
+            if not form:
+                parts["token"] = (partial(_with_token, phone, (first, second)), (token, other.token()))
+            for part, (build, seeds) in parts.items():
+                yield _verdict(f"attestation-verdict-{alg.name.lower()}-{form}{part}", build, seeds, told, honest)
         anchors = tuple(keys.encode_cose(each.key("uds").public_key()) for each in (phone, other))
-        yield _anchor(f"attestation-verdict-{alg.name.lower()}-anchor", anchors, fixed, phone)
+        yield _anchor(f"attestation-verdict-{alg.name.lower()}-anchor", anchors, told, phone)
+
+
+def _with_first(phone: Minted, second: bytes, token: bytes, raw: bytes) -> bytes:
+    return phone.evidence((raw, second), token)
+
+
+def _with_second(phone: Minted, first: bytes, token: bytes, raw: bytes) -> bytes:
+    return phone.evidence((first, raw), token)
+
+
+def _with_token(phone: Minted, chain: tuple[bytes, bytes], raw: bytes) -> bytes:
+    return phone.evidence(chain, raw)
 
 
 def _verdict(
@@ -212,6 +242,8 @@ def _anchor(name: str, seeds: tuple[bytes, ...], fixed: Context, phone: Minted) 
 
 def _cbor(raw: bytes) -> None:
     value = strict_loads(raw)
+    if cbor2.loads(raw) != value:
+        raise Unstable(f"cbor: cbor2 reads something else than {value!r}")
     if value is not None and strict_loads(dumps(value)) != value:
         raise Unstable(f"cbor: {value!r} reads back differently")
 
