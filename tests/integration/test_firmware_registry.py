@@ -74,3 +74,28 @@ def test_a_release_makes_the_round_trip(registry: Registry, tmp_path: Path) -> N
     )
     assert "MANIFEST_BLOB_UNKNOWN" in error.message
     refused(Reason.ReferenceNotFound, lambda: store.resolve("9.9"))
+
+
+def test_jobs_of_a_matrix_are_joined_and_carried_away(registry: Registry, tmp_path: Path) -> None:
+    """Children from other repositories are mounted, not sent; the artifact moves to a layout and back unchanged."""
+    config = registry.docker_config(tmp_path / "docker" / "config.json")
+    options = ClientOptions(load_credentials({"DOCKER_CONFIG": str(config.parent)}), plain_http=True)
+    host, signer, key = registry.host, SIGNERS[0], [TrustedKey("ci", SIGNERS[0].public_key)]
+    children = []
+    for chip in ("esp32c3", "esp32s3"):
+        (tmp_path / chip).mkdir()
+        children.append(f"{host}/jobs/{chip}:7")
+        plan = builds.plan(tmp_path / chip, chip)
+        api.push([plan], children[-1], signer=signer, release=RELEASE, options=options)
+    where, sent = f"{host}/team/porch:2.1.0", []
+    joined = api.index(
+        children, where, signer=signer, keys=key, options=options, progress=lambda title, *_: sent.append(title)
+    )
+    assert sent == []
+    assert [chip.target for chip in joined.chips] == ["esp32c3", "esp32s3"]
+    carried = api.copy(where, f"oci:{tmp_path}/carried:2.1.0", keys=key, options=options)
+    back = api.copy(f"oci:{tmp_path}/carried", f"{host}/mirror/porch:2.1.0", keys=key, options=options)
+    assert {carried.reference.digest, back.reference.digest} == {joined.index_digest}
+    assert api.diff(where, f"{host}/mirror/porch:2.1.0", options=options) == []
+    pulled = api.pull(f"{host}/mirror/porch:2.1.0", "esp32s3", tmp_path / "out", keys=key, options=options)
+    assert pulled.signers == ("ci",)
