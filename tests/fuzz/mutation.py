@@ -69,7 +69,8 @@ class Mutator:
     def _vary(self, data: bytes, tree: Tree | None) -> bytes:
         random, choice = self._random, self._random.random()
         if tree is not None and choice < 0.7:
-            data = tree.bend(random.choice(list(self._trees.values()) or [tree]), random)
+            others = [other for other in self._trees.values() if type(other) is type(tree)]
+            data = tree.bend(random.choice(others or [tree]), random)
             if choice < 0.6:
                 return data[: self._limit]
         for _ in range(random.choice((1, 1, 1, 2, 4))):

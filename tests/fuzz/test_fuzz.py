@@ -136,6 +136,16 @@ def test_a_supply_repeats_itself_and_another_number_is_another_supply() -> None:
     assert len(set(first(1))) > 150
 
 
+def test_an_input_of_any_kind_can_be_varied() -> None:
+    """A guided engine comes with whatever it has grown: CBOR for a target whose seeds are DER, and the reverse."""
+    inputs = [targets()[name].seeds[0] for name in ("attestation-certificate", "attestation-x509-certificate")]
+    for seeds in inputs:
+        supply = Mutator((seeds,), 0)
+        for data in (*inputs, b"", b"{}", b"\x30\x00"):
+            assert {supply.vary(data, number) for number in range(100)} - {data}
+            assert supply.vary(data, 7) == supply.vary(data, 7)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("attestation-") and "serial" not in name])
 def test_a_tree_writes_what_it_read(name: str) -> None:
     for seed in targets()[name].seeds:
