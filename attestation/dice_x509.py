@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICE certificates in X.509 (Open Profile for DICE v2.6, "X.509 CDI Certificates"). Pure.
 
-``cryptography`` parses the certificate first; then every byte must be one that the profile leaves no choice about. A
-certificate is accepted only if all of these rules hold (rules 5 and 6 of ``dice_cbor``, links and signatures, follow):
+The profile leaves hardly a choice, so the parts are compared with the bytes that they must be; what holds is then
+parsed by ``cryptography``, whose key it is. A certificate is accepted only if all of these rules hold (rules 5 and 6 of
+``dice_cbor``, links and signatures, follow):
 
 1. It has at most 2,048 bytes, is DER (``dice.x509.der``) of version 3, and nothing follows it or any part of it.
 2. The signature algorithm is written as RFC 5480, RFC 5758 or RFC 8410 demand (no NULL parameters), is the same inside
    and outside, and is one of the accepted ones (``dice.x509.alg``). An ECDSA signature is DER of two positive integers.
 3. Issuer and subject are one PrintableString serialNumber of 40 lower-case hex digits: an id (``dice.x509.name``).
-4. The subject is the id of the certified key (``dice.subjectid``); the serial number is that id as an integer
-   (``dice.x509.serial``).
+4. The serial number is the subject's id as an integer (``dice.x509.serial``), and that the id of the certified key
+   (``dice.subjectid``).
 5. The validity ends at 9999-12-31 23:59:59, "no well-defined end" (RFC 5280 section 4.1.2.5): devices have no clock and
    freshness comes from the nonce alone (``dice.x509.validity``). When it begins is not judged.
 6. The key is an uncompressed P-256 or P-384 point on its named curve, or Ed25519, and sound (``key.*``).
@@ -139,7 +140,6 @@ class _Opened:
     def __init__(self, data: bytes, algs: Set[Alg], compressed_ids: bool) -> None:
         if not 0 < len(data) <= CERTIFICATE_LIMIT:
             raise Reject(Code.SIZE, f"{len(data)} bytes of certificate, allowed are 1 to {CERTIFICATE_LIMIT}")
-        parsed = _parsed(data)
         outer = der.Reader(data, "certificate")
         parts = der.Reader(outer.element(der.SEQUENCE), "certificate")
         outer.end()
@@ -160,11 +160,11 @@ class _Opened:
             raise Reject(Code.DICE_X509_ALG, f"signature algorithm {alg_inside.hex():.60} is not an accepted one")
         self.issuer, self.subject = _name(issuer, "issuer"), _name(subject, "subject")
         _check_validity(validity)
-        self.key = _key(parsed, public_key)
-        if self.subject != keys.dice_id(self.key, compressed=compressed_ids):
-            raise Reject(Code.DICE_SUBJECTID, f"subject {self.subject.hex()} is not the id of the certified key")
         if serial != der.unsigned(int.from_bytes(self.subject, "big")):
             raise Reject(Code.DICE_X509_SERIAL, f"serial number {serial.hex():.60} is not subject {self.subject.hex()}")
+        self.key = _key(_parsed(data), public_key)
+        if self.subject != keys.dice_id(self.key, compressed=compressed_ids):
+            raise Reject(Code.DICE_SUBJECTID, f"subject {self.subject.hex()} is not the id of the certified key")
         self.message = cose.SignedBytes(alg, _signature(signature, alg), signed)
         self._extensions_der = extensions
         self.extensions: dict[bytes, bytes] = {}
