@@ -14,8 +14,8 @@ Rules (tests name them):
 from dataclasses import dataclass
 from typing import Any
 
-from attestation import keys, verifier
-from attestation.anchors import DeviceAnchor
+from attestation import keys
+from attestation.enrolment import prove_possession
 from attestation.errors import Reject
 from attestation.keys import PublicKey
 from attestation.policy import AttestationPolicySpec, RootOfTrust
@@ -65,19 +65,19 @@ async def look(transport: Transport, enrolment: Enrolment, *, nonce: bytes, now:
     await transport.info(seconds)
     evidence = await transport.evidence(nonce)
     try:
-        device = DeviceAnchor(
-            ueid=keys.ueid(enrolment.anchor), key=enrolment.anchor, tier=enrolment.tier, policy=enrolment.policy_name
+        verdict = prove_possession(
+            evidence,
+            enrolment.anchor,
+            tier=enrolment.tier,
+            policy_name=enrolment.policy_name,
+            policy=enrolment.policy,
+            nonce=nonce,
+            now=now,
         )
     except Reject as reject:
         raise FlashJobError(
             Reason.EVIDENCE_INVALID, str(reject), "provision the device with a secret of its own"
         ) from reject
-    verdict = verifier.verify(
-        evidence,
-        verifier.Context(
-            device=device, policy=enrolment.policy, nonce=verifier.ExactNonce(nonce), now=now, any_application=True
-        ),
-    )
     if not verdict.accepted or verdict.claims is None:
         raise FlashJobError(
             Reason.EVIDENCE_INVALID,

@@ -197,7 +197,8 @@ def test_enroll_with_a_grant_key_that_is_none_is_2(shop: Shop, tmp_path: Path) -
 
 def test_flash_proves_and_says_so_in_one_json_object(shop: Shop, release: Path) -> None:
     assert shop.enroll(NETWORK).returncode == 0
-    code, said = shop.flash(release, NETWORK)
+    kept = shop.root / "evidence"
+    code, said = shop.flash(release, NETWORK, "--evidence-dir", kept)
     assert code == 0, said
     assert set(said) == {"error", "result", "verdict"}
     assert said["error"] is None
@@ -209,6 +210,11 @@ def test_flash_proves_and_says_so_in_one_json_object(shop: Shop, release: Path) 
     assert stored["floors"]["sequence"] == 2
     code, said = shop.flash(release, NETWORK)
     assert (code, said["verdict"]["outcome"], said["result"]["bytesWritten"]) == (0, "AlreadyRunning", 0)
+    policy = shop.trust / "policies" / f"{NETWORK.policy}.yaml"
+    again = ("reappraise", kept, "--trust", shop.trust, "--policy", policy, "--json")
+    done = subprocess.run([sys.executable, "-m", "attestation.cli", *again], capture_output=True, check=True)
+    (judged,) = json.loads(done.stdout)["devices"]
+    assert (judged["outcome"], judged["about"]["outcome"]) == ("holds", "Proven")
 
 
 def test_flash_refuses_a_downgrade_without_leave(shop: Shop, release: Path) -> None:
