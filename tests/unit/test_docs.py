@@ -22,6 +22,7 @@ import typer
 import attestation.cli
 import firmware_pipeline.cli
 from attestation.policy import RootOfTrust
+from firmware_pipeline.errors import Reason as PipelineReason
 from flashjob.api.crds import KINDS
 from flashjob.api.flashjob import FlashJob
 from flashjob.api.flashtask import Phase
@@ -108,7 +109,7 @@ def test_reasons_that_are_named_exist(name: Path) -> None:
             r"`([A-Z][a-z]+[A-Za-z]*(?:Mismatch|Timeout|Missing|Invalid|TooLow|Unavailable|NotFound))`", text(name)
         )
     )
-    assert named <= {str(reason) for reason in Reason}
+    assert named <= {str(reason) for reason in (*Reason, *PipelineReason)}
 
 
 def test_concepts_name_every_kind_phase_and_condition() -> None:
