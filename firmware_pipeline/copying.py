@@ -5,12 +5,13 @@ Order: blobs, manifests below, the manifest itself, then its signatures and othe
 caller's to set, last. Every byte is checked against its digest by the store that it comes from.
 
 Signatures that stand under a tag (`sha256-<hex>.sig`, and cosign's `.att` and `.sbom`) are joined with those that the
-target has already: none is lost.
+target has already: none is lost. What is attached and cannot be read is left behind.
 """
 
+import contextlib
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -35,6 +36,16 @@ from firmware_pipeline.together import ask_together, transfer_together
 ATTACHED_TAGS: Final = (".sig", ".att", ".sbom")
 MAX_DEPTH: Final = 3
 """An index, what refers to it, and what refers to that (the signature of an SBOM)."""
+_UNUSABLE: Final = frozenset(
+    {
+        Reason.ArtifactMalformed,
+        Reason.DigestMismatch,
+        Reason.MediaTypeUnsupported,
+        Reason.ReferenceNotFound,
+        Reason.SizeMismatch,
+        Reason.TooLarge,
+    }
+)
 CopyProgress = Callable[[str, int, int], None]
 """Called as progress(what, bytes done, bytes in total)."""
 
@@ -154,18 +165,23 @@ class Copier:
 
     def _attached(self, digest: str, seen: _Attached, depth: int) -> None:
         for tag, manifest in seen.tags.items():
-            self._tagged(tag, manifest)
+            with _unusable_is_left():
+                self._tagged(tag, manifest)
         for entry in seen.referrers:
-            found = self._source.get_manifest(entry.digest)
-            if found.media_type != MANIFEST_TYPE:
-                continue
-            subject = parse_document(Manifest, found.raw, f"The referrer {entry.digest}").subject
-            if subject is None or subject.digest != digest or entry.digest in self._done:
-                continue  # a list is only a hint
-            self._manifest(entry.digest)
-            self.referrers.append(entry.digest)
-            if depth > 1:
-                self._attached(entry.digest, self._look(entry.digest), depth - 1)
+            with _unusable_is_left():
+                self._referrer(entry.digest, digest, depth)
+
+    def _referrer(self, digest: str, subject: str, depth: int) -> None:
+        found = self._source.get_manifest(digest)
+        if found.media_type != MANIFEST_TYPE or digest in self._done:
+            return
+        named = parse_document(Manifest, found.raw, f"The referrer {digest}").subject
+        if named is None or named.digest != subject:
+            return  # a list is only a hint
+        self._manifest(digest)
+        self.referrers.append(digest)
+        if depth > 1:
+            self._attached(digest, self._look(digest), depth - 1)
 
     def _tagged(self, tag: str, ours: RawManifest) -> None:
         """Copy a manifest of signatures under its tag; layers that only the target has stay."""
@@ -184,12 +200,19 @@ class Copier:
 
 
 def _find(store: ArtifactStore, tag: str) -> RawManifest | None:
-    try:
+    with _unusable_is_left():
         return store.get_manifest(tag)
+    return None
+
+
+@contextlib.contextmanager
+def _unusable_is_left() -> Iterator[None]:
+    """Anybody who may push can attach rubbish: it does not stop a copy. Trouble on the way still does."""
+    try:
+        yield
     except PipelineError as error:
-        if error.reason is Reason.ReferenceNotFound:
-            return None
-        raise
+        if error.reason not in _UNUSABLE:
+            raise
 
 
 def _layers(found: RawManifest) -> list[Descriptor]:

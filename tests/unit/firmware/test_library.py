@@ -302,7 +302,7 @@ def test_inspect_tells_everything(registry: HostileRegistry, tmp_path: Path) -> 
     assert json.loads(json.dumps(report)) == report
 
 
-def test_inspect_is_not_stopped_by_rubbish_that_others_attached(registry: HostileRegistry, tmp_path: Path) -> None:
+def test_rubbish_that_others_attached_stops_neither_inspect_nor_copy(registry: HostileRegistry, tmp_path: Path) -> None:
     where = f"{registry.host}/porch:2.1.0"
     pushed = push([plan(tmp_path)], where)
     tag = pushed.index_digest.replace(":", "-") + ".sig"
@@ -310,3 +310,6 @@ def test_inspect_is_not_stopped_by_rubbish_that_others_attached(registry: Hostil
     with pytest.raises(PipelineError):
         api.open_store(where, OPTIONS).get_manifest(tag)
     assert [s.format for s in api.inspect(where, options=OPTIONS).signatures] == ["bundle"]
+    copied = api.copy(where, f"oci:{tmp_path}/copy:1", keys=trusted(), options=OPTIONS)
+    assert copied.reference.digest == pushed.index_digest
+    assert len(copied.referrers) == 3, "both signatures of the chip, one of the index"
