@@ -18,8 +18,10 @@ from tests.interop.world import World, Wrong, world
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "interop.md"
 PULLS, COPIES, VERIFIES = "pulls one chip of ours", "copies ours, digest kept", "verifies our signature"
+READS = "verifies our SBOM and provenance"
 PUSHES, SIGNS = "we read what it pushed", "we verify what it signed"
-COLUMNS: Final = (PULLS, COPIES, VERIFIES, PUSHES, SIGNS)
+ATTESTS = "our policy takes its SBOM and provenance"
+COLUMNS: Final = (PULLS, COPIES, VERIFIES, READS, PUSHES, SIGNS, ATTESTS)
 _CRANE = {PULLS: cells.crane_pulls, COPIES: cells.crane_copies, PUSHES: cells.crane_pushes}
 _ORAS = {PULLS: cells.oras_pulls, COPIES: cells.oras_copies, PUSHES: cells.oras_pushes}
 _SKOPEO = {PULLS: cells.skopeo_pulls, COPIES: cells.skopeo_copies, PUSHES: cells.skopeo_pushes}
@@ -29,8 +31,18 @@ CLIENTS: Final[dict[str, Mapping[str, Check]]] = {
     "oras 1.3": _ORAS,
     "skopeo 1.9": _SKOPEO,
     "skopeo 1.22": _SKOPEO,
-    "cosign 2": {VERIFIES: cells.cosign_2_verifies, SIGNS: cells.cosign_2_signs},
-    "cosign 3": {VERIFIES: cells.cosign_3_verifies, SIGNS: cells.cosign_3_signs},
+    "cosign 2": {
+        VERIFIES: cells.cosign_2_verifies,
+        READS: cells.cosign_reads_attestations,
+        SIGNS: cells.cosign_2_signs,
+        ATTESTS: cells.cosign_2_attests,
+    },
+    "cosign 3": {
+        VERIFIES: cells.cosign_3_verifies,
+        READS: cells.cosign_reads_attestations,
+        SIGNS: cells.cosign_3_signs,
+        ATTESTS: cells.cosign_3_attests,
+    },
     "cosign 3, old format": {SIGNS: cells.cosign_3_signs_as_2},
 }
 REGISTRIES: Final = ("distribution 3", "docker-registry 2.8")
@@ -124,6 +136,8 @@ def page(
         "- *pulls one chip*: chosen by platform (`espidf/riscv32/esp32c3`); every file equals what was pushed.",
         "- *copies*: into another repository; our client then pulls every chip from there. oras takes our signatures along.",
         "- *verifies*: offline, with our public key; the same artifact without signature is refused.",
+        "- *SBOM and provenance*: signed statements in the bundle format (`--new-bundle-format` for cosign 2); another key is",
+        "  refused, and so is an artifact where one chip's provenance is missing.",
         "- *we read*: out of a layout that the tool wrote, and what it pushed from one; every byte, by digest.",
         "- *we verify*: signed with a key pair that cosign made, then copied with its signature into a layout.",
         "",

@@ -8,7 +8,11 @@ from io import BytesIO
 from pathlib import Path
 
 from firmware_pipeline import api
-from firmware_pipeline.oci import Descriptor
+from firmware_pipeline.attachments import Document, attach
+from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.oci import INDEX_TYPE, Descriptor
+from firmware_pipeline.provenance import make_provenance
+from firmware_pipeline.sbom import read_sbom
 from firmware_pipeline.store import BlobReceiver
 from tests.interop.tools import Tool, ToolFailed
 from tests.interop.world import OPTIONS, PASSWORD, PLATFORMS, World, Wrong, cosign_key
@@ -180,6 +184,91 @@ def _signed_by(world: World, tool: Tool, registry: str, *how: str) -> None:
     copy = f"oci:{world.room() / 'layout'}:2.1.0"
     api.copy(where, copy, keys=[key], options=OPTIONS)
     world.holds(copy, keys=[key])
+
+
+# ---- attestations ----------------------------------------------------------------------------------------
+
+_SPDX = {
+    "spdxVersion": "SPDX-2.3",
+    "dataLicense": "CC0-1.0",
+    "SPDXID": "SPDXRef-DOCUMENT",
+    "name": "porch-sensor",
+    "documentNamespace": "https://example.invalid/porch-sensor",
+    "creationInfo": {"created": "2026-01-01T00:00:00Z", "creators": ["Tool: interop"]},
+    "packages": [{"name": "porch-sensor", "SPDXID": "SPDXRef-app", "downloadLocation": "NOASSERTION"}],
+}
+_BUILDER = "https://example.invalid/builder"
+_REACH = ("--allow-http-registry", "--allow-insecure-registry")
+
+
+def _provenance(world: World, where: str) -> Document:
+    store = world.store(where)
+    configs = [api.open_chip(store, world.digest, chip).config for chip in PLATFORMS]
+    return make_provenance(configs, _BUILDER, {})
+
+
+def cosign_reads_attestations(world: World, tool: Tool, registry: str) -> None:
+    """Our signed SBOM and provenance, with our key; and not with another one."""
+    where = world.unsigned(registry)
+    store = world.store(where, push=True)
+    sbom = read_sbom(json.dumps(_SPDX).encode(), Path("sbom.spdx.json"))
+    raw = store.get_manifest(world.digest).raw
+    top = Descriptor(media_type=INDEX_TYPE, digest=world.digest, size=len(raw))
+    subjects = [*api.open_index(store, world.digest).manifests, top]
+    for document in (sbom, _provenance(world, where)):
+        attach(store, subjects, document, world.signer, store.name)
+    other = world.room()
+    root = other / "root.json"  # of no authority: else cosign 2 asks the public one, even where a key is named
+    root.write_text('{"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1"}')
+    arguments = ("--new-bundle-format", "--insecure-ignore-tlog", f"--trusted-root={root}", *_REACH)
+    cosign_key(tool, other)
+    for kind in ("spdxjson", "slsaprovenance1"):
+        _cosign(tool, "verify-attestation", "--key", str(world.key), "--type", kind, *arguments, where)
+        try:
+            _cosign(tool, "verify-attestation", "--key", str(other / "cosign.pub"), "--type", kind, *arguments, where)
+        except ToolFailed:
+            continue
+        raise Wrong("it also accepts another key: the check says nothing")
+
+
+def cosign_2_attests(world: World, tool: Tool, registry: str) -> None:
+    _attested_by(world, tool, registry, ["--tlog-upload=false"], ["--tlog-upload=false", "--new-bundle-format"])
+
+
+def cosign_3_attests(world: World, tool: Tool, registry: str) -> None:
+    how = ["--use-signing-config=false", "--tlog-upload=false"]
+    _attested_by(world, tool, registry, how, how)
+
+
+def _attested_by(world: World, tool: Tool, registry: str, sign: list[str], attest: list[str]) -> None:
+    """Signed, with an SBOM and provenance, by cosign: our strictest policy is content; without one of them it is not."""
+    folder, where = world.room(), world.unsigned(registry)
+    key = cosign_key(tool, folder)
+    store = world.store(where)
+    chips = [entry.digest for entry in api.open_index(store, world.digest).manifests]
+    policy = api.VerificationPolicy([key], sbom=True, provenance=True, builders=frozenset({_BUILDER}))
+    documents = {"spdxjson": _SPDX, "slsaprovenance1": _provenance(world, where).predicate}
+    for digest in (*chips, world.digest):
+        subject = f"{store.name}@{digest}"
+        _cosign(tool, "sign", "--key", "cosign.key", *sign, *_REACH, subject, cwd=folder)
+        for kind, predicate in documents.items():
+            if digest == chips[-1] and kind == "slsaprovenance1":
+                refused = _refused(lambda: api.verify_policy(world.store(where), world.digest, policy))
+                _expect(refused, "the policy was content before everything was attested")
+            (folder / kind).write_text(json.dumps(predicate))
+            _cosign(
+                tool, "attest", "--key", "cosign.key", "--type", kind, "--predicate", kind, *attest, *_REACH, subject,
+                cwd=folder,
+            )  # fmt: skip
+    api.verify_policy(world.store(where), world.digest, policy)
+
+
+def _refused(act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except PipelineError:
+        return True
+    return False
 
 
 # ---- registries ------------------------------------------------------------------------------------------
