@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from attestation import cose, dice_cbor, eat
+from attestation import cose, dice_cbor, dice_chain, eat
 from attestation.cli.common import AsJson, json_or, read_input, verb
 from attestation.cli.verify import EvidenceFile
 from attestation.policy import Measurement
@@ -33,7 +33,7 @@ def said(data: bytes) -> dict[str, dict[str, Any]]:
     envelope = eat.parse_evidence(data)
     content: dict[str, dict[str, Any]] = {"evidence": {"bytes": len(data), "anchor id": envelope.anchor_id.hex()}}
     for number, encoded in enumerate(envelope.certificates):
-        certificate = dice_cbor.parse_certificate(encoded)
+        certificate = dice_chain.parse_certificate(encoded, algs=cose.ALL_ALGS)
         layer: dict[str, Any] = {
             "issuer": certificate.issuer.hex(),
             "subject": certificate.subject.hex(),

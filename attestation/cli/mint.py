@@ -25,6 +25,13 @@ _ALGS = {Algorithm.ES256: Alg.ES256, Algorithm.ES384: Alg.ES384, Algorithm.EDDSA
 KeyFile = Annotated[Path, typer.Option(help="UDS private key, PEM.")]
 
 
+class CertificateForm(StrEnum):
+    """How the chain is written."""
+
+    CBOR = "cbor"
+    X509 = "x509"
+
+
 class Form(StrEnum):
     """How a factory list is written."""
 
@@ -38,7 +45,7 @@ def key(
     out: Annotated[Path, typer.Option(help="File for the private key (0600); the public one goes to FILE.pub.")],
     algorithm: Annotated[Algorithm, typer.Option(help="Signature algorithm.")] = Algorithm.ES256,
     uds: Annotated[
-        str | None, typer.Option(help="Derive it from this secret, 32 bytes in hex, as OpenDICE does (not ES384).")
+        str | None, typer.Option(help="Derive it from this secret, 32 bytes in hex, as OpenDICE does.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,8 +55,8 @@ def key(
         made = _random(alg)
     else:
         secret = from_hex(uds, "--uds")
-        if len(secret) != device.CDI_SIZE or alg is Alg.ES384:
-            raise typer.BadParameter("--uds wants 32 bytes in hex, and ES256 or EdDSA")
+        if len(secret) != device.CDI_SIZE:
+            raise typer.BadParameter("--uds wants 32 bytes in hex")
         made = device.signing_key(secret, alg)
     _write_private(out, keys.private_to_pem(made))
     public = made.public_key()
@@ -100,6 +107,7 @@ def evidence(
     boot_count: Annotated[int, typer.Option(min=0, help="Boot counter.")] = 1,
     boot_seed: Annotated[str | None, typer.Option(help="Boot seed, 16 bytes in hex. Default: random.")] = None,
     mode: Annotated[int, typer.Option(min=0, max=3, help="DICE mode of both layers.")] = 1,
+    form: Annotated[CertificateForm, typer.Option(help="Form of the certificates.")] = CertificateForm.CBOR,
     as_json: AsJson = False,
 ) -> None:
     """Answer a nonce as a device with this key would: chain and EAT. Keys of the layers depend on key and measurements.
@@ -129,7 +137,8 @@ def evidence(
         device.Layer(app_hash, config, boss, mode),
     )
     signers = [uds, *(_layer_key(uds, layer) for layer in layers)]
-    chain = [device.certificate(signers[n], signers[n + 1].public_key(), layers[n]) for n in range(2)]
+    certify = device.x509_certificate if form is CertificateForm.X509 else device.certificate
+    chain = [certify(signers[n], signers[n + 1].public_key(), layers[n]) for n in range(2)]
     token = device.eat(
         device.eat_claims(
             nonce=from_hex(nonce, "--nonce"),
@@ -170,15 +179,9 @@ def _random(alg: Alg) -> PrivateKey:
 
 
 def _layer_key(uds: PrivateKey, layer: device.Layer) -> PrivateKey:
-    """A key for a layer that depends on the UDS key and the measurements: the CDI of a device whose secret is that key.
-
-    For ES384, which OpenDICE derives otherwise, a scalar of the same material.
-    """
+    """A key for a layer that depends on the UDS key and what was measured, as of a device whose secret is that key."""
     cdi = device.next_cdi(hashlib.sha256(keys.private_to_pem(uds)).digest(), layer)
-    alg = keys.alg_of(uds)
-    if alg is Alg.ES384:
-        return ec.derive_private_key(int.from_bytes(hashlib.sha384(cdi).digest()[:40], "big"), ec.SECP384R1())
-    return device.signing_key(cdi, alg)
+    return device.signing_key(cdi, keys.alg_of(uds))
 
 
 def _named(digest: bytes) -> str:
