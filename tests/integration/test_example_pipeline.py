@@ -39,11 +39,12 @@ def test_from_source_to_proof(tmp_path: Path) -> None:
         ("Proven", "thermostat 1.1.0", "69632"),
         ("Proven", "doorlock 1.0.0", "69632"),
     ]
-    inspected = re.findall(r"measurement esp-image -44: ([0-9a-f]{128})", story)
-    assert [proof[3] for proof in proofs] == inspected
+    pushed = story[: story.index("From artifacts to proof")]
+    assert all(measured in pushed for *_, measured in proofs), "proven is what inspect showed of the pushed artifact"
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     process = start(tmp_path)
     assert process.stdout is not None
