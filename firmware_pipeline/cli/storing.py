@@ -54,6 +54,7 @@ def store_builds(
     """
     annotations = index_annotations(describe, os.environ)
     signer, release = load_keys(signing)
+    attach = attach_callback(attachments, signer)
     overrides = Overrides(build.name, build.app_version, build.source, build.revision)
     plans = load_builds(inputs, chip=build.chip, kind=build.kind, overrides=overrides)
     plans = demand(plans, build.platform_feature or ())
@@ -80,7 +81,7 @@ def store_builds(
             also_tags=also_tags,
             annotations=annotations,
             progress=update,
-            attach=attach_callback(attachments, signer),
+            attach=attach,
         )
     report(pushed, output.digest_file, output.as_json, output.quiet)
 
