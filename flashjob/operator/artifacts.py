@@ -166,8 +166,7 @@ class PipelineArtifacts:
                 )
             credentials = Credentials()
             if docker_config is not None:
-                table, helpers = parse_docker_config(docker_config, "the pull secret")
-                credentials = Credentials(files=(table,), helpers=helpers)
+                credentials = Credentials(files=(parse_docker_config(docker_config, "the pull secret"),))
             options = ClientOptions(credentials=credentials, plain_http=plain_http, ca_file=self.ca_file)
             return PipelineArtifact(image, plain_http, api.open_store(reference, options))
         except PipelineError as error:
