@@ -127,32 +127,45 @@ _NO_TAGS: Final = _NoTags()
 def _shortest_size(value: Any, depth: int) -> int:
     """Bytes that the shortest encoding takes; ValueError for what rules 6 to 8 refuse."""
     kind = type(value)
-    if kind is int:
-        size = value if value >= 0 else -1 - value
-        content = 0
-    elif kind is bytes:
-        size = content = len(value)
-    elif kind is str:
-        size = content = len(value) if value.isascii() else len(value.encode())
-    elif kind is bool:
-        return 1
-    elif depth == 0:
-        raise ValueError("depth")
-    elif kind is list:
-        size, content, depth = len(value), 0, depth - 1
-        for element in value:
-            content += _shortest_size(element, depth)
+    if kind is list:
+        elements: Any = value
     elif kind is dict:
-        size, content, depth = len(value), 0, depth - 1
-        for key, element in value.items():
+        elements = value.values()
+        for key in value:
             if type(key) is not int and type(key) is not str:
                 raise ValueError("key")
-            content += _shortest_size(key, 0) + _shortest_size(element, depth)
+    else:
+        return _scalar_size(value, kind)
+    if depth == 0:
+        raise ValueError("depth")
+    size = _head_size(len(value))
+    if kind is dict:
+        for key in value:
+            size += _scalar_size(key, type(key))
+    for element in elements:
+        kind = type(element)
+        size += _shortest_size(element, depth - 1) if kind is list or kind is dict else _scalar_size(element, kind)
+    return size
+
+
+def _scalar_size(value: Any, kind: type) -> int:
+    if kind is int:
+        return _head_size(value if value >= 0 else -1 - value)
+    if kind is bytes:
+        size = len(value)
+    elif kind is str:
+        size = len(value) if value.isascii() else len(value.encode())
+    elif kind is bool:
+        return 1
     else:
         raise ValueError("type")
-    if size < 24:
-        return content + 1
-    return content + (2 if size < 1 << 8 else 3 if size < 1 << 16 else 5 if size < 1 << 32 else 9)
+    return size + _head_size(size)
+
+
+def _head_size(argument: int) -> int:
+    if argument < 24:
+        return 1
+    return 2 if argument < 1 << 8 else 3 if argument < 1 << 16 else 5 if argument < 1 << 32 else 9
 
 
 class _Reader:

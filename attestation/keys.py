@@ -50,6 +50,7 @@ UNPROVISIONED_IDS: Final = frozenset(
 )
 """Ids of the keys that the all-zero UDS gives: a device that has them was never provisioned."""
 
+_ALG_OF_CURVE: Final = {ec.SECP256R1.name: Alg.ES256, ec.SECP384R1.name: Alg.ES384}
 _KTY, _KID, _ALG, _OPS, _CRV, _X, _Y, _D = 1, 2, 3, 4, -1, -2, -3, -4
 _FIELDS: Final = frozenset({_KTY, _KID, _ALG, _OPS, _CRV, _X, _Y})
 _KTY_OKP, _KTY_EC2 = 1, 2
@@ -66,13 +67,13 @@ def alg_of(key: PublicKey | PrivateKey) -> Alg:
     Raises:
         Reject: ``key.curve``, a key that this package does not use.
     """
-    if isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
+    curve = getattr(key, "curve", None)
+    if curve is not None:
+        alg = _ALG_OF_CURVE.get(curve.name)
+        if alg is not None:
+            return alg
+    elif isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
         return Alg.EDDSA
-    if isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey):
-        if isinstance(key.curve, ec.SECP256R1):
-            return Alg.ES256
-        if isinstance(key.curve, ec.SECP384R1):
-            return Alg.ES384
     raise Reject(Code.KEY_CURVE, "the key is none of Ed25519, P-256, P-384")
 
 

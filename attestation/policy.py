@@ -37,8 +37,10 @@ class RootOfTrust(StrEnum):
 
     def at_least(self, other: "RootOfTrust") -> bool:
         """Whether this root of trust is as strong as ``other``, or stronger."""
-        order = list(RootOfTrust)
-        return order.index(self) >= order.index(other)
+        return _STRENGTH[self] >= _STRENGTH[other]
+
+
+_STRENGTH = {tier: strength for strength, tier in enumerate(RootOfTrust)}
 
 
 class Algorithm(StrEnum):

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from attestation import eat, nonce
 from attestation.anchors import DeviceAnchor, Floors
@@ -140,8 +140,7 @@ class DeviceClaims:
         return self.token.data_images
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One rule of the trail."""
 
     rule: str
