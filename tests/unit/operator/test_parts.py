@@ -78,6 +78,12 @@ def test_a_job_does_not_read_the_operators_disk() -> None:
     assert caught.value.refusal.reason == "RegistryUnauthorized"
 
 
+def test_a_pull_secret_is_read() -> None:
+    secret = b'{"auths": {"registry.example": {"auth": "dXNlcjpwYXNz"}}}'
+    found = PipelineArtifacts().open("registry.example/a:1", plain_http=False, docker_config=secret)
+    assert found.repository == "registry.example/a"
+
+
 def test_listing_keys_rotate() -> None:
     old, new = (ec.derive_private_key(n, ec.SECP256R1()) for n in (3, 4))
     said = Listing(
