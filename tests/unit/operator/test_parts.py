@@ -79,12 +79,6 @@ def test_a_job_does_not_read_the_operators_disk() -> None:
 
 
 def test_a_pull_secret_is_read() -> None:
-    secret = b'{"auths": {"registry.example": {"auth": "Y2k6czNjcmV0"}}}'
-    opened = PipelineArtifacts().open("registry.example/a:1", plain_http=False, docker_config=secret)
-    assert opened.repository == "registry.example/a"
-
-
-def test_a_pull_secret_is_read() -> None:
     secret = b'{"auths": {"registry.example": {"auth": "dXNlcjpwYXNz"}}}'
     found = PipelineArtifacts().open("registry.example/a:1", plain_http=False, docker_config=secret)
     assert found.repository == "registry.example/a"
