@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestation import cbor
 from attestation.cbor import dumps, strict_loads
 from attestation.errors import Code, Reject
 from tests.unit.attestation.world import rejects, vectors
@@ -145,6 +146,41 @@ def test_mutations_raise_only_our_error(value: Any, data: st.DataObject) -> None
     except Reject:
         return
     assert cbor2.loads(bytes(encoded)) == result
+
+
+def both_ways(data: bytes) -> tuple[Any, Any]:
+    """What the whole function says, and what the reader of the module says when it is asked alone."""
+
+    def said(run: Any) -> Any:
+        try:
+            return run()
+        except Reject as reject:
+            return reject.code
+
+    def alone() -> Any:
+        reader = cbor._Reader(data, cbor.MAX_ITEMS, allow_null=False)
+        value = reader.item(cbor.MAX_DEPTH)
+        return value if reader.position == len(data) else Code.CBOR_TRAILING
+
+    return said(lambda: strict_loads(data)), said(alone)
+
+
+@given(st.binary(min_size=1, max_size=64))
+def test_the_short_way_never_decides_otherwise_on_garbage(data: bytes) -> None:
+    quick, own = both_ways(data)
+    assert repr(quick) == repr(own)
+
+
+@given(VALUES, st.data())
+def test_the_short_way_never_decides_otherwise_on_mutations(value: Any, data: st.DataObject) -> None:
+    """repr, because True == 1."""
+    encoded = bytearray(dumps(value))
+    quick, own = both_ways(bytes(encoded))
+    assert repr(quick) == repr(own)
+    for _ in range(3):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    quick, own = both_ways(bytes(encoded))
+    assert repr(quick) == repr(own)
 
 
 def test_genuine_certificates_are_read() -> None:
