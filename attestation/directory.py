@@ -115,6 +115,21 @@ class TrustDirectory:
             raise Reject(Code.STORE_INVALID, f"anchors/{path.name} names device {content}, whose key has another id")
         return anchor
 
+    def file(self, ueid: bytes) -> DeviceFile | None:
+        """Everything about a device that this package judges by, in one read; None if it is not enrolled. Raises Reject."""
+        found = self._found(ueid)
+        return found[0] if found else None
+
+    def device_path(self, ueid: bytes) -> Path:
+        """Where the device with this id is kept, or would be."""
+        return self.root / "devices" / f"{ueid.hex()}.json"
+
+    def policy_path(self, name: str) -> Path:
+        """Where the policy of this name is kept, or would be. Raises Reject ``policy.invalid``."""
+        if not re.fullmatch(NAME, name):
+            raise Reject(Code.POLICY_INVALID, f"{name!r:.80} is no name of a policy")
+        return self.root / "policies" / f"{name}.yaml"
+
     def index_again(self) -> int:
         """Write ``anchors`` anew from the devices' own files, as after files were copied in by hand; their number.
 
@@ -141,9 +156,7 @@ class TrustDirectory:
 
     def policy(self, name: str) -> AttestationPolicySpec | None:
         """See ``PolicyStore``."""
-        if not re.fullmatch(NAME, name):
-            raise Reject(Code.POLICY_INVALID, f"{name!r:.80} is no name of a policy")
-        path = self.root / "policies" / f"{name}.yaml"
+        path = self.policy_path(name)
         return read_policy(path) if path.exists() else None
 
     def floors(self, ueid: bytes) -> Floors:
@@ -249,7 +262,7 @@ class TrustDirectory:
                 content = {**found[1], "spec": dict(spec)}
             if anchor is not None and (self.root / "anchors").is_dir():
                 self._index(anchor)  # first: an index entry without a device finds nothing
-            files.replace(self._device_path(ueid), files.to_json(content))
+            files.replace(self.device_path(ueid), files.to_json(content))
 
     def pending(self, name: str) -> bytes | None:
         """What is kept of the device with this id (hex) that waits for approval; None if there is none."""
@@ -280,7 +293,7 @@ class TrustDirectory:
         Raises:
             Reject: ``store.unavailable``: the device is not enrolled, or another process works with it.
         """
-        path = self._device_path(ueid)
+        path = self.device_path(ueid)
         lock = path.with_suffix(".lock")
         if not path.exists():
             raise Reject(Code.STORE_UNAVAILABLE, f"device {ueid.hex()} is not enrolled in {self.root}")
@@ -345,9 +358,6 @@ class TrustDirectory:
     def _keys(self, folder: str) -> list[Path]:
         return sorted((self.root / folder).glob("*.pub"))
 
-    def _device_path(self, ueid: bytes) -> Path:
-        return self.root / "devices" / f"{ueid.hex()}.json"
-
     def _anchor_path(self, anchor_id: bytes) -> Path:
         return self.root / "anchors" / anchor_id.hex()
 
@@ -356,7 +366,7 @@ class TrustDirectory:
             files.replace(self._anchor_path(anchor_id), anchor.ueid.hex().encode() + b"\n")
 
     def _found(self, ueid: bytes) -> tuple[DeviceFile, dict[str, Any]] | None:
-        path = self._device_path(ueid)
+        path = self.device_path(ueid)
         if not path.exists():
             return None
         file, content = DeviceFile.read(path)
@@ -372,7 +382,7 @@ class TrustDirectory:
 
     def _write(self, ueid: bytes, content: dict[str, Any], **status: Any) -> None:
         merged = {**content, "status": {**(content.get("status") or {}), **status}}
-        files.replace(self._device_path(ueid), files.to_json(merged))
+        files.replace(self.device_path(ueid), files.to_json(merged))
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return files.one_writer(self.root / ".lock")

@@ -2,14 +2,14 @@
 """What goes into a judgement and what comes out: context, authentic claims, trail, verdict. Data only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from attestation import eat, nonce
 from attestation.anchors import DeviceAnchor, Floors
 from attestation.eat import SlotState
-from attestation.errors import Code
+from attestation.errors import Code, Reject
 from attestation.policy import Acceptance, AttestationPolicySpec, DebugStatus, Measurement, Mode, RootOfTrust
 
 SINGLE_USE: Final = "single use"
@@ -173,3 +173,10 @@ class Verdict:
     """Until when that nonce must be remembered as used, Unix seconds."""
     policy_hash: bytes | None
     evidence_sha256: bytes
+
+    def refused(self, rule: str, reject: Reject) -> "Verdict":
+        """This verdict after one more rule, which was broken."""
+        trail = (*self.trail, Step(rule, False, str(reject)))
+        return replace(
+            self, accepted=False, proven_at_tier=False, code=reject.code, message=reject.message, trail=trail
+        )

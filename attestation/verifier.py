@@ -72,6 +72,7 @@ __all__ = [
     "IssuedNonce",
     "Step",
     "Verdict",
+    "consumed",
     "verify",
     "verify_once",
 ]
@@ -114,16 +115,23 @@ def verify_once(
         single_use: where used nonces are remembered.
         chains: as for ``verify``.
     """
-    verdict = verify(evidence, context, chains=chains)
+    return consumed(verify(evidence, context, chains=chains), single_use, now=context.now)
+
+
+def consumed(verdict: Verdict, single_use: SingleUse, *, now: int) -> Verdict:
+    """The second half of ``verify_once``, for callers that look at a verdict before they let it use the nonce up.
+
+    Args:
+        verdict: of ``verify``; one that does not accept leaves the nonce as it is.
+        single_use: where used nonces are remembered.
+        now: Unix time in seconds.
+    """
     if not verdict.accepted or verdict.nonce is None:
         return verdict
     try:
-        single_use.consume(verdict.nonce, until=verdict.nonce_until, now=context.now)
+        single_use.consume(verdict.nonce, until=verdict.nonce_until, now=now)
     except Reject as reject:
-        trail = (*verdict.trail, Step(SINGLE_USE, False, str(reject)))
-        return replace(
-            verdict, accepted=False, proven_at_tier=False, code=reject.code, message=reject.message, trail=trail
-        )
+        return verdict.refused(SINGLE_USE, reject)
     return replace(verdict, trail=(*verdict.trail, Step(SINGLE_USE, True, "the nonce is used up")))
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judge evidence against a trust directory, remember the boot, and show the verdict."""
 
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from attestation.cli.common import Exit
 from attestation.directory import TrustDirectory
 from attestation.errors import Code, Reject
 from attestation.policy import AttestationPolicySpec
-from attestation.verdict import Context, ExactNonce, Step, Verdict
+from attestation.verdict import Context, ExactNonce, Verdict
 from attestation.verifier import verify
 
 SUSPENDED_BY = "attest"
@@ -55,9 +54,7 @@ def judge_live(store: TrustDirectory, evidence: bytes, context: Context) -> Verd
     finding = store.observe(verdict, context.device.ueid, asked_at=context.now, by=SUSPENDED_BY)
     if finding.alarm is None or not verdict.accepted:
         return verdict
-    message = f"{finding.message}: the device is suspended now"
-    trail = (*verdict.trail, Step("clones", False, f"{finding.alarm}: {message}"))
-    return replace(verdict, accepted=False, proven_at_tier=False, code=finding.alarm, message=message, trail=trail)
+    return verdict.refused("clones", Reject(finding.alarm, f"{finding.message}: the device is suspended now"))
 
 
 def exit_code(verdict: Verdict) -> Exit:

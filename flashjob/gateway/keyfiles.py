@@ -2,15 +2,14 @@
 """The gateway's keys, from mounted Secrets.
 
 1. The grant key is a PEM private key (PKCS#8), P-256 or Ed25519.
-2. Nonce keys are a directory: file `N` (0 to 255) holds at least 32 random bytes; the highest number is the current one,
-   the others are honoured until they are removed. Files with other names, as a Secret mount has them, are ignored.
+2. Nonce keys are a directory, as `attestation.nonce_keys` reads it.
 """
 
 from pathlib import Path
 
 from attestation.errors import Reject
 from attestation.keys import Alg, alg_of, private_from_pem
-from attestation.nonce import KeyRing
+from attestation.nonce_keys import read_ring
 from flashjob.errors import FlashJobError
 from flashjob.wire.reasons import Reason
 
@@ -30,12 +29,9 @@ def load_keys(grant_key: Path, nonce_keys: Path) -> Keys:
     except (OSError, ValueError, Reject) as error:
         raise _unreadable(grant_key, error) from error
     try:
-        ring = {int(path.name): path.read_bytes() for path in nonce_keys.iterdir() if path.name.isdecimal()}
-        if not ring:
-            raise ValueError("no file in it is named by a number, so there is no nonce key")
-        return Keys(KeyRing(current=max(ring), keys=ring), key)
-    except (OSError, ValueError) as error:
-        raise _unreadable(nonce_keys, error) from error
+        return Keys(read_ring(nonce_keys), key)
+    except Reject as reject:
+        raise _unreadable(nonce_keys, reject) from reject
 
 
 def _unreadable(path: Path, error: Exception) -> FlashJobError:
