@@ -37,10 +37,6 @@ def operator(
     identity: Annotated[
         str, typer.Option(envvar="POD_UID", help="Name in the leader's Lease; should outlive a restarted container.")
     ] = "",
-    cache_dir: Annotated[
-        str,
-        typer.Option(help="Folder of every node with a node cache, mounted read-only as a hostPath; default: none."),
-    ] = "",
     cache_claim: Annotated[
         str, typer.Option(help="PersistentVolumeClaim in the jobs' namespaces with a node cache; default: none.")
     ] = "",
@@ -56,14 +52,11 @@ def operator(
     host, _, port = listen.rpartition(":")
     if not port.isdecimal():
         raise FlashJobError("InvalidOption", f"--listen {listen}", "give ADDRESS:PORT")
-    if cache_dir and (cache_claim or not cache_dir.startswith("/")):
-        raise FlashJobError("InvalidOption", f"--cache-dir {cache_dir}", "give an absolute path, and no --cache-claim")
     if mirror and not mirror.startswith(("http://", "https://")):
         raise FlashJobError("InvalidOption", f"--mirror {mirror}", "give http://HOST:PORT or https://HOST:PORT")
     pods = PodSettings(
         image=image,
         gateway_url=gateway_url,
-        cache_dir=cache_dir or None,
         cache_claim=cache_claim or None,
         mirror=mirror or None,
     )

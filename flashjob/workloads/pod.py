@@ -42,9 +42,7 @@ class PodSettings:
         pull_policy: imagePullPolicy.
         serial_groups: supplementary groups that own serial device nodes.
         resources: requests and limits beside the claimed port.
-        cache_dir: folder of every node that holds a node cache; a hostPath, which the restricted Pod Security Standard
-            forbids.
-        cache_claim: PersistentVolumeClaim in the jobs' namespace that holds one; instead of `cache_dir`.
+        cache_claim: PersistentVolumeClaim in the jobs' namespace that holds a node cache.
         mirror: URL of a mirror by digest; `$(FLASHJOB_NODE_IP)` in it is the node's address.
     """
 
@@ -57,7 +55,6 @@ class PodSettings:
     resources: Mapping[str, Mapping[str, str]] = field(
         default_factory=lambda: {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
     )
-    cache_dir: str | None = None
     cache_claim: str | None = None
     mirror: str | None = None
 
@@ -163,7 +160,6 @@ def owner_reference(owner: Owner) -> dict[str, Any]:
 def _container(
     assignments: Assignments, placement: Placement, settings: PodSettings, credentials: bool
 ) -> dict[str, Any]:
-    cache = settings.cache_dir or settings.cache_claim
     env = {
         wire.ENV_ASSIGNMENTS: json.dumps(assignments.dump(), separators=(",", ":")),
         wire.ENV_GATEWAY_URL: settings.gateway_url,
@@ -172,7 +168,7 @@ def _container(
         wire.ENV_WORK_DIR: wire.MOUNT_WORK,
         wire.ENV_TERMINATION_FILE: wire.TERMINATION_FILE,
         **({wire.ENV_DOCKER_CONFIG: wire.MOUNT_DOCKER} if credentials else {}),
-        **({wire.ENV_CACHE_DIR: wire.MOUNT_CACHE} if cache else {}),
+        **({wire.ENV_CACHE_DIR: wire.MOUNT_CACHE} if settings.cache_claim else {}),
         **({wire.ENV_MIRROR: settings.mirror} if settings.mirror else {}),
     }
     variables: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in env.items()]
@@ -184,7 +180,7 @@ def _container(
         "ca": (wire.MOUNT_CA, True),
         "work": (wire.MOUNT_WORK, False),
         **({"docker": (wire.MOUNT_DOCKER, True)} if credentials else {}),
-        **({"cache": (wire.MOUNT_CACHE, True)} if cache else {}),
+        **({"cache": (wire.MOUNT_CACHE, True)} if settings.cache_claim else {}),
     }
     resources = {kind: dict(values) for kind, values in settings.resources.items()}
     if placement.instance:
@@ -224,6 +220,4 @@ def _volumes(settings: PodSettings, pull_secrets: Sequence[str]) -> list[dict[st
     if settings.cache_claim:
         claim = {"claimName": settings.cache_claim, "readOnly": True}
         volumes.append({"name": "cache", "persistentVolumeClaim": claim})
-    elif settings.cache_dir:
-        volumes.append({"name": "cache", "hostPath": {"path": settings.cache_dir, "type": "Directory"}})
     return volumes
