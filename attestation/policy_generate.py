@@ -7,7 +7,9 @@ The input is what ``firmware-pipeline inspect --json`` prints. Rules (tests name
 2. Every chip of the artifact, or those that are chosen, lends its measurements in every algorithm, its project name, and
    its partition table. Chips that are chosen must be there.
 3. The lowest security version that is accepted is the lowest of the chosen chips: nothing older passes.
-4. What an artifact cannot know comes from whoever makes the policy: bootloader measurements, authority hashes, the
+4. A bootloader that is in the artifact is accepted only if that is asked for, and then it must be there: devices often run
+   one that was never in an artifact.
+5. What an artifact cannot know comes from whoever makes the policy: other bootloaders' measurements, authority hashes, the
    weakest root of trust, signers. Where a policy is given to start from, it is kept, and only added to.
 """
 
@@ -53,9 +55,19 @@ class _Config(_Said):
     partition_table_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", alias="partitionTableSha256")] = None
 
 
+class _Image(_Said):
+    role: str
+    measurements: Annotated[tuple[_Measured, ...], Field(max_length=8)] = ()
+
+
 class _Chip(_Said):
     chip: Annotated[str, Field(min_length=1, max_length=32)]
     config: _Config
+    images: Annotated[tuple[_Image, ...], Field(max_length=64)] = ()
+
+    def bootloader(self) -> list[dict[str, Any]]:
+        """Measurements of the bootloader that comes with the application."""
+        return [e.model_dump(mode="json") for one in self.images if one.role == "bootloader" for e in one.measurements]
 
 
 class InspectReport(_Said):
@@ -83,30 +95,37 @@ def generate(
     chips: Sequence[str] = (),
     base: AttestationPolicySpec | None = None,
     bootloaders: Sequence[Measurement] = (),
+    with_bootloader: bool = False,
     authorities: Sequence[bytes] = (),
     signers: Sequence[Signer] = (),
     min_root_of_trust: RootOfTrust | None = None,
     require_measured: RequireMeasured | None = None,
     any_partition_table: bool = False,
 ) -> AttestationPolicySpec:
-    """The policy (rules 2 to 4).
+    """The policy (rules 2 to 5).
 
     Args:
         report: what the artifact holds.
         chips: only these; none: all.
         base: the policy to start from; its lists are added to, its other fields kept.
         bootloaders, authorities, signers: what an artifact cannot know; added to the base's.
+        with_bootloader: accept the artifact's own bootloaders.
         min_root_of_trust, require_measured: None: the base's, or the default.
         any_partition_table: leave partition tables open.
 
     Raises:
-        Reject: ``policy.invalid``, a chosen chip is not in the artifact, or the outcome is not a valid policy.
+        Reject: ``policy.invalid``, a chosen chip or its bootloader is not in the artifact, or the outcome is not a valid
+            policy.
     """
     unknown = sorted(set(chips) - {chip.chip for chip in report.chips})
     if unknown:
         there = ", ".join(sorted(chip.chip for chip in report.chips))
         raise Reject(Code.POLICY_INVALID, f"the artifact has no chip {unknown[0]!r:.40}; it has: {there}")
-    chosen = [chip.config for chip in report.chips if not chips or chip.chip in chips]
+    selected = [chip for chip in report.chips if not chips or chip.chip in chips]
+    chosen = [chip.config for chip in selected]
+    own = [entry for chip in selected for entry in chip.bootloader()] if with_bootloader else []
+    if with_bootloader and (without := [chip.chip for chip in selected if not chip.bootloader()]):
+        raise Reject(Code.POLICY_INVALID, f"the artifact holds no bootloader for {without[0]}")
     start = base or AttestationPolicySpec()
     content: dict[str, Any] = start.model_dump(mode="json", by_alias=True, exclude_none=True)
     application, bootloader = content["application"], content["bootloader"]
@@ -116,7 +135,7 @@ def generate(
     )
     lowest = min(one.app.secure_version for one in chosen)
     application["minSecurityVersion"] = lowest if base is None else min(lowest, application["minSecurityVersion"])
-    bootloader["measurements"] = _with(bootloader["measurements"], map(_ref, bootloaders))
+    bootloader["measurements"] = _with(bootloader["measurements"], [*own, *map(_ref, bootloaders)])
     content["authorityHashes"] = _with(content["authorityHashes"], (value.hex() for value in authorities))
     tables = [one.partition_table_sha256 for one in chosen]
     if any_partition_table or None in tables:
@@ -142,7 +161,7 @@ def weak_points(policy: AttestationPolicySpec) -> list[str]:
     """What a reader of the policy should know before using it: what it cannot accept, and what it leaves open."""
     said = []
     if not policy.bootloader.measurements:
-        said.append("no bootloader measurement: no device can pass (--bootloader)")
+        said.append("no bootloader measurement: no device can pass (--bootloader, --with-bootloader)")
     if policy.min_root_of_trust is not RootOfTrust.SELF_REPORTED and not policy.authority_hashes:
         said.append("no authority hash: no device with secure boot can pass (--authority)")
     if policy.required_signers is None:

@@ -43,6 +43,9 @@ def generate(
     bootloader: Annotated[
         list[str] | None, typer.Option(help="Accepted bootloader: sha256:HEX or sha512:HEX; repeatable.")
     ] = None,
+    with_bootloader: Annotated[
+        bool, typer.Option("--with-bootloader", help="Accept the bootloader that the artifact holds, too.")
+    ] = False,
     authority: Annotated[
         list[str] | None, typer.Option(help="Accepted secure boot authority hash, hex; repeatable.")
     ] = None,
@@ -64,6 +67,7 @@ def generate(
         chips=chip or (),
         base=policy_from(base) if base else None,
         bootloaders=[measurement(value, "--bootloader") for value in bootloader or ()],
+        with_bootloader=with_bootloader,
         authorities=[from_hex(value, "--authority") for value in authority or ()],
         signers=[_signer(value) for value in signer or ()],
         min_root_of_trust=min_root_of_trust,

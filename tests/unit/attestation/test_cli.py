@@ -269,6 +269,21 @@ def test_a_report_that_is_none(home: Path, text: str) -> None:
     assert "firmware-pipeline inspect --json" in stderr
 
 
+def test_the_bootloader_of_an_artifact_is_accepted_when_that_is_asked_for(home: Path) -> None:
+    """Rule 4."""
+    own = {"scheme": "esp-image", "alg": -44, "value": "b0" * 64}
+    images = [{"role": "app", "measurements": []}, {"role": "bootloader", "measurements": [own]}]
+    report = json.loads(json.dumps(REPORT))
+    report["chips"][0]["images"] = images
+    words = ("policy", "generate", "-", "--chip", "esp32c3")
+    assert "bootloader" not in out(*words, stdin=json.dumps(report).encode())
+    assert out(*words, "--with-bootloader", stdin=json.dumps(report).encode())["bootloader"]["measurements"] == [
+        {"alg": -44, "value": "b0" * 64}
+    ]
+    lacking = run("policy", "generate", "-", "--with-bootloader", stdin=json.dumps(report).encode(), code=Exit.TRUST)
+    assert "no bootloader for esp32s3" in lacking.stderr
+
+
 def test_generate_refuses_what_it_cannot_do(home: Path) -> None:
     report = json.dumps(REPORT).encode()
     unknown = run("policy", "generate", "-", "--chip", "esp32", stdin=report, code=Exit.TRUST)
