@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of devices, in one form: `host:port`, IPv6 in brackets. Pure."""
+"""Addresses of devices, in one form: `host:port`, IPv6 in brackets; and ranges of them. Pure."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 DEFAULT_PORT: Final = 80
+MAX_RANGE_HOSTS: Final = 4096
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*\.?")
 
 
@@ -51,11 +53,57 @@ def parse_address(text: str) -> Address:
         if not _HOST_NAME.fullmatch(host) or host.replace(".", "").isdigit():
             raise ValueError(f"{text!r} is not host:port") from None
         host = host.lower().rstrip(".")
-    if not port:
-        return Address(host, DEFAULT_PORT)
+    return Address(host, _port(text, port) if port else DEFAULT_PORT)
+
+
+class AddressRange(NamedTuple):
+    """All hosts of a network, at one port."""
+
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network
+    port: int
+
+    def __len__(self) -> int:
+        """How many addresses it spans, network and broadcast address included."""
+        return self.network.num_addresses
+
+    def hosts(self) -> Iterator[Address]:
+        """Every host's address, in order; not the network's own and the broadcast address of IPv4."""
+        for host in self.network.hosts():
+            yield Address(str(host), self.port)
+
+
+def parse_range(text: str) -> AddressRange:
+    """Read `network/prefix`, `network/prefix:port` (IPv4) or `[network/prefix]:port`; without a port it is 80.
+
+    Raises:
+        ValueError: it is none of these, has bits set behind the prefix, or spans more than `MAX_RANGE_HOSTS` addresses.
+    """
+    inside, port = text, ""
+    if text.startswith("["):
+        inside, bracket, port = text[1:].partition("]")
+        if not bracket or not port.startswith(":"):
+            raise ValueError(f"{text!r} is not [network/prefix]:port")
+        port = port[1:] or "-"
+    elif text.count(":") == 1:
+        inside, _, port = text.partition(":")
+        port = port or "-"
+    address, slash, prefix = inside.partition("/")
+    if not slash or not prefix.isascii() or not prefix.isdigit() or "%" in address:
+        raise ValueError(f"{text!r} is not network/prefix, as 192.0.2.0/24")
+    try:
+        network = ipaddress.ip_network(inside)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a network: {error}") from None
+    if network.num_addresses > MAX_RANGE_HOSTS:
+        least = network.max_prefixlen - MAX_RANGE_HOSTS.bit_length() + 1
+        raise ValueError(f"{text!r} spans more than {MAX_RANGE_HOSTS} addresses; the prefix is at least /{least}")
+    return AddressRange(network, _port(text, port) if port else DEFAULT_PORT)
+
+
+def _port(text: str, port: str) -> int:
     if not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
         raise ValueError(f"{text!r}: the port is not a number from 1 to 65535")
-    return Address(host, int(port))
+    return int(port)
 
 
 def same_address(own: str, reached: Address) -> bool:

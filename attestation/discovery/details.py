@@ -2,10 +2,10 @@
 """Discovery details: what a Configuration asks this handler to list. Pure.
 
     list: Devices                       # or Ports
-    network: {addresses: [192.0.2.7], static: ["porch-1.example:8080"]}
+    network: {addresses: [192.0.2.7, 198.51.100.0/24], static: ["porch-1.example:8080"], mdns: true}
     serial: {ports: ["/dev/ttyUSB*"]}
     applications: [porch-sensor]
-    attestIntervalSeconds: 300
+    attestIntervalSeconds: 3600
 
 Rules (tests name them):
 
@@ -15,7 +15,9 @@ Rules (tests name them):
    belong to Devices.
 4. The network handler lists Devices and takes `network`; the serial handler takes `serial` and needs at least one glob.
    Addresses of enrolled Devices need not be given.
-5. `network.addresses` are IP addresses, `network.static` may be names; a port other than 80 is given as host:port.
+5. `network.addresses` are IP addresses or ranges of them (CIDR), at most 4,096 hosts in all; `network.static` may be
+   names; a port other than 80 is given as host:port or network/prefix:port. `network.mdns` looks wherever somebody
+   announces `_flashjob._tcp`.
 6. A glob is absolute and has no `..`.
 7. A device is listed if `applications` holds its certified project name; an empty list holds any.
 """
@@ -23,16 +25,18 @@ Rules (tests name them):
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from enum import StrEnum
+from itertools import chain
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from attestation.discovery.addresses import Address, parse_address
+from attestation.discovery.addresses import MAX_RANGE_HOSTS, Address, parse_address, parse_range
 
 MAX_BYTES: Final = 64 * 1024
-DEFAULT_INTERVAL_SECONDS: Final = 300
+DEFAULT_INTERVAL_SECONDS: Final = 3600
 
 
 class Transport(StrEnum):
@@ -60,8 +64,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
+def _hosts(text: str) -> Iterator[Address]:
+    return parse_range(text).hosts() if "/" in text else iter((parse_address(text),))
+
+
 def _ip(text: str) -> str:
-    if not parse_address(text).numeric:
+    if "/" in text:
+        parse_range(text)
+    elif not parse_address(text).numeric:
         raise ValueError(f"{text!r} is not an IP address; names go into network.static")
     return text
 
@@ -82,6 +92,16 @@ class Network(_Strict):
 
     addresses: Annotated[tuple[Annotated[str, AfterValidator(_ip)], ...], Field(max_length=1024)] = ()
     static: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], Field(max_length=1024)] = ()
+    mdns: bool = False
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        count = sum(len(parse_range(text)) if "/" in text else 1 for text in self.addresses)
+        if count > MAX_RANGE_HOSTS:
+            raise ValueError(
+                f"addresses: {count} hosts, at most {MAX_RANGE_HOSTS}; make several Configurations of them"
+            )
+        return self
 
 
 class Serial(_Strict):
@@ -111,9 +131,14 @@ class Details(_Strict):
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """All given addresses."""
+        """All given addresses, ranges spelled out."""
         network = self.network or Network()
-        return tuple(map(parse_address, (*network.addresses, *network.static)))
+        return tuple(dict.fromkeys(chain.from_iterable(map(_hosts, (*network.addresses, *network.static)))))
+
+    @property
+    def mdns(self) -> bool:
+        """Whether announced addresses count, too."""
+        return self.network is not None and self.network.mdns
 
     @property
     def globs(self) -> tuple[str, ...]:

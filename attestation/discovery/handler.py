@@ -5,22 +5,25 @@ Rules (tests name them):
 
 1. It serves first and registers second; after each registration sleeping Configurations are woken, because the agent
    does not.
-2. Details that cannot be followed are INVALID_ARGUMENT, with a message that names the field; nothing else is.
+2. Details that cannot be followed are INVALID_ARGUMENT, with a message that names the field; nothing else is. Where
+   they want mDNS and its library is not installed, that is FAILED_PRECONDITION: the agent asks again later.
 3. The first list comes once every place was looked at, or after a bounded time, even when it is empty; then a list comes
    only when it differs from the last, whole, and at most one every `GAP_SECONDS`.
-4. When it ends it says nothing: an empty list would delete every Instance.
+4. A list that the agent could not take as one message is cut at `MAX_LIST_BYTES`, by id, and an error says so.
+5. When it ends it says nothing: an empty list would delete every Instance.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
+from attestation.discovery import mdns
 from attestation.discovery.akri_v0 import discovery_pb2, discovery_pb2_grpc
 from attestation.discovery.details import DetailsError, Transport, parse_details
 from attestation.discovery.entries import Entry
@@ -28,6 +31,10 @@ from attestation.discovery.registration import Registration, stay_registered
 from attestation.discovery.scanner import Scanner
 
 GAP_SECONDS: Final = 0.2
+MAX_LIST_BYTES: Final = 4_000_000
+"""An agent's gRPC takes 4 MiB."""
+_FRAME_BYTES: Final = 6
+"""Tag and length of one entry in a list, at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +62,7 @@ class DiscoveryHandler:
         self.socket = directory / f"{scanner.transport.handler_name}.sock"
 
     async def run(self) -> None:
-        """Rule 1, until cancelled (rule 4)."""
+        """Rule 1, until cancelled (rule 5)."""
         transport: Transport = self._scanner.transport
         server = grpc.aio.server()
         discovery_pb2_grpc.add_DiscoveryHandlerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
@@ -80,6 +87,10 @@ class DiscoveryHandler:
         except DetailsError as error:
             _log.warning("%s", error)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if details.mdns and not mdns.available():
+            message = "network.mdns: the library zeroconf is not installed; install flashjob[mdns]"
+            _log.error("%s", message)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
         subscription = self._scanner.subscribe(details)
         try:
             await subscription.settled()
@@ -91,14 +102,27 @@ class DiscoveryHandler:
                     last = entries
                     _log.info("list: %s for %s: %d", details.list, ", ".join(details.applications) or "any", len(last))
                     yield _response(entries)
-                    await asyncio.sleep(GAP_SECONDS)
+                await asyncio.sleep(GAP_SECONDS)
                 await subscription.changed.wait()
         finally:
             subscription.close()
 
 
-def _response(entries: Iterable[Entry]) -> Any:
-    return discovery_pb2.DiscoverResponse(devices=[_device(entry) for entry in entries])
+def _response(entries: Sequence[Entry]) -> Any:
+    """The whole list as a message (rule 4)."""
+    devices: list[Any] = []
+    size = 0
+    for entry in entries:
+        device = _device(entry)
+        size += device.ByteSize() + _FRAME_BYTES
+        if size > MAX_LIST_BYTES:
+            left = len(entries) - len(devices)
+            _log.error(
+                "%d entries are too many for one list, %d are left out; narrow `applications`", len(entries), left
+            )
+            break
+        devices.append(device)
+    return discovery_pb2.DiscoverResponse(devices=devices)
 
 
 def _device(entry: Entry) -> Any:

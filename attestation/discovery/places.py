@@ -61,15 +61,16 @@ class NetworkPlace:
     @asynccontextmanager
     async def reach(self) -> AsyncIterator[Contact]:
         """Talk to whoever is there. Raises DeviceError."""
-        reached = self.address if self.address.numeric else await _resolve(self.address)
-        client = HttpDevice(reached.host, reached.port)
         try:
             async with asyncio.timeout(NETWORK_SECONDS):
-                yield Contact(client, str(reached), reached)
+                reached = self.address if self.address.numeric else await _resolve(self.address)
+                client = HttpDevice(reached.host, reached.port)
+                try:
+                    yield Contact(client, str(reached), reached)
+                finally:
+                    await client.close()
         except TimeoutError as error:
-            raise DeviceError("Timeout", f"{reached}: no end within {NETWORK_SECONDS:g} s") from error
-        finally:
-            await client.close()
+            raise DeviceError("Timeout", f"{self.address}: no end within {NETWORK_SECONDS:g} s") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one scanner of a handler: looks at every place again and again, and keeps what may be listed.
 
-Who is attested and listed is decided in `rules`; this is the I/O around it. Rules (tests name them):
+Who is attested and listed is decided in `rules`, what counts of several places in `sightings`; this is the I/O around
+it. Rules (tests name them):
 
-1. Each place has one look at a time; at most `looks` places are looked at at once, each with a deadline.
-2. On the network a look is `info`, and evidence when due; places are looked at every `scan_seconds`. A serial port is
-   opened only when evidence is due, never while a task is at work on its device, and found anew every `ports_seconds`.
+1. Each place has one look at a time, each with a deadline; at most `looks` places that answer are looked at at once,
+   and apart from them at most `probes` that may not.
+2. On the network a look is `info`, and evidence when due. A serial port is opened only when evidence is due, never while
+   a task is at work on its device, and found anew every `ports_seconds`.
 3. A change of a device's enrolment, policy or tasks takes effect at once: evidence is judged again, a device in hand is
    withdrawn, one that was given back is looked at without delay.
-4. Who does not answer is asked again after 0.5 s, 1 s, 2 s and so on, on a serial port up to the attest interval.
-5. Several places may claim one device: the one that proves it counts; of several the configured one, then the first.
-6. A new token is made only when it would say something new.
+4. Evidence that says that two devices share one identity (`boots`) withdraws the device and is what is reported of it.
+5. A new token is made only when it would say something new; a device that comes back as it was is listed as it was.
+6. Announced addresses (`mdns`) are places while a Configuration wants them.
 """
 
 from __future__ import annotations
@@ -19,66 +21,30 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from attestation.device_protocol import DeviceError, Info
-from attestation.discovery import entries, rules
-from attestation.discovery.addresses import parse_address
+from attestation.dice_chain import ChainCache
+from attestation.discovery import entries, mdns, rules
+from attestation.discovery.addresses import Address, parse_address
+from attestation.discovery.boots import Boots
 from attestation.discovery.details import DEFAULT_INTERVAL_SECONDS, Details, Transport
-from attestation.discovery.enrolled import EnrolledDevice, Enrolment, Judged, Look, Reports
+from attestation.discovery.enrolled import EnrolledDevice, Enrolment, Look, Reports
 from attestation.discovery.entries import Entry, Shown
 from attestation.discovery.listing import Listing, encode_token, mint_listing
 from attestation.discovery.places import Contact, NetworkPlace, Place, PortPlace
 from attestation.discovery.ports import SerialPort, find_ports
+from attestation.discovery.sightings import Pace, Sighting, behind, by_weight, hands_off, network_endpoint
 from attestation.errors import Reject
 from attestation.keys import PrivateKey
 from attestation.verdict import Context, ExactNonce
 from attestation.verifier import verify
 
 _log = logging.getLogger(__name__)
-_FIRST_PAUSE_SECONDS: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often and how much at once."""
-
-    scan_seconds: float = 5.0
-    ports_seconds: float = 1.0
-    settle_seconds: float = 10.0
-    """How long the first list waits for first looks."""
-    looks: int = 64
-
-
-@dataclass(eq=False, slots=True)
-class _Sighting:
-    """What is known of one place."""
-
-    place: Place
-    expected: str = ""
-    """The device that is enrolled there."""
-    device_id: str = ""
-    """The device that says it is there."""
-    endpoint: str = ""
-    attestation: rules.Attestation | None = None
-    context: Context | None = None
-    judged: Judged | None = None
-    listing: Listing | None = None
-    enrolled: bool = False
-    in_hand: bool = False
-    failures: int = 0
-    looked: bool = False
-    filed: set[str] = field(default_factory=set)
-    """Devices that the scanner has this place on file for."""
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    watch: asyncio.Task[None] | None = None
-
-    def forget(self) -> None:
-        """Nothing that was proven counts any longer."""
-        self.attestation = self.context = self.judged = self.listing = None
+_CHAINS: Final = 2048
 
 
 class Subscription:
@@ -87,6 +53,7 @@ class Subscription:
     def __init__(self, scanner: Scanner, details: Details) -> None:
         self.details = details
         self.changed = asyncio.Event()
+        self.places = tuple(map(NetworkPlace, details.addresses))
         self.ports: tuple[SerialPort, ...] | None = None
         self._scanner = scanner
 
@@ -119,6 +86,7 @@ class Scanner:
         key: signs listing tokens, P-256.
         pace: how often.
         find: finds serial ports.
+        browse: listens for announced addresses until cancelled.
         steady, unix: clocks, in seconds.
         random: source of nonces.
     """
@@ -132,6 +100,7 @@ class Scanner:
         *,
         pace: Pace | None = None,
         find: Callable[[Iterable[str]], tuple[SerialPort, ...]] = find_ports,
+        browse: Callable[[mdns.Found], Awaitable[None]] = mdns.browse,
         steady: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
@@ -139,12 +108,17 @@ class Scanner:
         self.transport = transport
         self.pace = pace or Pace()
         self.shown: dict[str, Shown] = {}
+        self._minted: dict[str, Shown] = {}
         self._enrolment, self._reports, self._key = enrolment, reports, key
-        self._find, self._steady, self._unix, self._random = find, steady, unix, random
-        self._slots = asyncio.Semaphore(self.pace.looks)
+        self._find, self._browse = find, browse
+        self._steady, self._unix, self._random = steady, unix, random
+        self._slots, self._probes = asyncio.Semaphore(self.pace.looks), asyncio.Semaphore(self.pace.probes)
+        self._chains, self._boots = ChainCache(_CHAINS), Boots()
+        self._announced: frozenset[Address] = frozenset()
+        self._browsing: asyncio.Task[None] | None = None
         self._subscriptions: list[Subscription] = []
-        self._sightings: dict[str, _Sighting] = {}
-        self._of: dict[str, set[_Sighting]] = {}
+        self._sightings: dict[str, Sighting] = {}
+        self._of: dict[str, set[Sighting]] = {}
         self._where: dict[str, tuple[object, ...]] = {}
         self._looks: dict[str, Look] = {}
         self._survey_wanted = asyncio.Event()
@@ -194,24 +168,27 @@ class Scanner:
                 if self._broken is not None:
                     raise self._broken
                 await self._survey()
+                await asyncio.sleep(min(self.pace.survey_seconds, pause or self.pace.survey_seconds))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._survey_wanted.wait()
         finally:
-            watches = [sighting.watch for sighting in self._sightings.values() if sighting.watch]
-            for watch in watches:
-                watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+            tasks = [one.watch for one in self._sightings.values() if one.watch]
+            tasks += [self._browsing] if self._browsing else []
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _survey(self) -> None:
         """Find all places, begin to watch new ones and give up those that are gone."""
         wanted: dict[str, tuple[Place, str]] = {}
         enrolled = tuple(self._enrolment.devices())
         if self.transport is Transport.NETWORK:
+            self._listen(any(subscription.details.mdns for subscription in self._subscriptions))
             for subscription in self._subscriptions:
                 subscription.ports = ()
-                for address in subscription.details.addresses:
-                    wanted[str(address)] = (NetworkPlace(address), "")
+                wanted.update((place.key, (place, "")) for place in subscription.places)
+            wanted.update((place.key, (place, "")) for place in map(NetworkPlace, self._announced))
             for device in enrolled:
                 for text in {device.address, device.endpoint} - {""}:
                     with suppress(ValueError):  # a Device's address is its owner's; a wrong one is never reached
@@ -227,8 +204,25 @@ class Scanner:
                 if subscription.details.list == "Devices":
                     for port in found:
                         place_at = PortPlace(port)
-                        wanted[place_at.key] = (place_at, _behind(port, enrolled))
+                        wanted[place_at.key] = (place_at, behind(port, enrolled))
         self._watch(wanted)
+
+    def _listen(self, wanted: bool) -> None:
+        """Rule 6."""
+        if wanted and self._browsing is None:
+            self._browsing = asyncio.create_task(_forever(self._browse(self._announce)))
+            self._browsing.add_done_callback(self._ended)
+        elif not wanted and self._browsing is not None:
+            self._browsing.cancel()
+            self._browsing, self._announced = None, frozenset()
+
+    def _announce(self, addresses: frozenset[Address]) -> None:
+        for address in addresses - self._announced:
+            if (known := self._sightings.get(str(address))) is not None and known.silent:
+                known.failures = 0
+                known.wake.set()
+        self._announced = addresses
+        self._survey_wanted.set()
 
     def _watch(self, wanted: dict[str, tuple[Place, str]]) -> None:
         for key, sighting in tuple(self._sightings.items()):
@@ -241,7 +235,7 @@ class Scanner:
                     self._publish(device_id)
                 sighting.filed.clear()
         for key, (place, expected) in wanted.items():
-            sighting = self._sightings.setdefault(key, _Sighting(place))
+            sighting = self._sightings.setdefault(key, Sighting(place))
             sighting.expected = expected
             self._file(sighting, expected)
             if sighting.watch is None:
@@ -257,18 +251,20 @@ class Scanner:
 
     # Looks
 
-    async def _keep_looking(self, sighting: _Sighting) -> None:
+    async def _keep_looking(self, sighting: Sighting) -> None:
         while True:
             sighting.wake.clear()
             before = sighting.device_id
             try:
-                async with self._slots:
+                async with self._probes if sighting.doubtful else self._slots:
                     conclusive = await self._look(sighting)
+                sighting.silent = False
                 sighting.failures = 0 if conclusive else sighting.failures + 1
             except DeviceError as error:
                 self._silent(sighting, error)
             except Reject as error:
                 sighting.forget()
+                sighting.silent = False
                 sighting.failures += 1
                 _log.warning("%s: %s", sighting.place.key, error)
             first, sighting.looked = not sighting.looked, True
@@ -282,25 +278,13 @@ class Scanner:
             if first:
                 self._notify()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause(sighting)):
+                async with asyncio.timeout(sighting.pause(self.pace, interval=self.interval, now=self._steady())):
                     await sighting.wake.wait()
 
-    def _pause(self, sighting: _Sighting) -> float | None:
-        """Seconds until the next look (rules 2 and 4); None: until it is woken."""
-        again = _FIRST_PAUSE_SECONDS * 2 ** min(sighting.failures - 1, 16) if sighting.failures else 0.0
-        if isinstance(sighting.place, NetworkPlace):
-            return min(again or self.pace.scan_seconds, self.pace.scan_seconds)
-        if sighting.in_hand:
-            return None
-        if again:
-            return min(again, self.interval)
-        last = sighting.attestation
-        return max(0.0, self.interval - (self._steady() - last.at)) if last else self.interval
-
-    async def _look(self, sighting: _Sighting) -> bool:
+    async def _look(self, sighting: Sighting) -> bool:
         """One look; returns False where there is reason to look again soon. Raises DeviceError or Reject."""
         owner = self._device(sighting.device_id or sighting.expected)
-        sighting.in_hand = _hands_off(owner, sighting.place)
+        sighting.in_hand = hands_off(owner, sighting.place)
         if isinstance(sighting.place, PortPlace) and sighting.in_hand:
             return True
         async with sighting.place.reach() as contact:
@@ -309,7 +293,7 @@ class Scanner:
             sighting.device_id, sighting.endpoint = info.ueid.hex(), contact.endpoint
             self._file(sighting, sighting.device_id)
             sighting.enrolled = device is not None
-            sighting.in_hand = _hands_off(device, sighting.place)
+            sighting.in_hand = hands_off(device, sighting.place)
             if device is None or not rules.may_attest(info, in_hand=sighting.in_hand):
                 sighting.forget()
                 return device is None or sighting.in_hand
@@ -322,10 +306,13 @@ class Scanner:
         if not sighting.in_hand:  # a task that took it meanwhile makes this answer void
             sighting.attestation = attestation
             self._judge(sighting, attestation, self._context(attestation))
+            if sighting.judged is not None:
+                asked_at = int(attestation.at * 1000)
+                self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at)
         return True
 
     async def _attest(self, contact: Contact, info: Info) -> rules.Attestation:
-        nonce = self._random(32)
+        nonce, at, unix = self._random(32), self._steady(), int(self._unix())
         evidence = await contact.client.attest(nonce)
         return rules.Attestation(
             device_id=info.ueid.hex(),
@@ -335,22 +322,25 @@ class Scanner:
             evidence=evidence,
             boot_seed=info.bootseed,
             slot_state=info.slot_state,
-            at=self._steady(),
-            unix=int(self._unix()),
+            at=at,
+            unix=unix,
         )
 
     def _context(self, attestation: rules.Attestation) -> Context:
         context = self._enrolment.context(attestation.device_id, ExactNonce(attestation.nonce), attestation.unix)
         return replace(context, slot_states=rules.LISTABLE)
 
-    def _judge(self, sighting: _Sighting, attestation: rules.Attestation, context: Context) -> None:
+    def _judge(self, sighting: Sighting, attestation: rules.Attestation, context: Context) -> None:
         before = sighting.judged
         sighting.context = context
-        sighting.judged, sighting.listing = rules.judge(attestation, verify(attestation.evidence, context))
+        sighting.judged, sighting.listing = rules.judge(
+            attestation, verify(attestation.evidence, context, chains=self._chains)
+        )
         if before is None or (before.code, before.message) != (sighting.judged.code, sighting.judged.message):
             _log.info("%s at %s: %s", attestation.device_id, attestation.endpoint, sighting.judged.message)
 
-    def _silent(self, sighting: _Sighting, error: DeviceError) -> None:
+    def _silent(self, sighting: Sighting, error: DeviceError) -> None:
+        sighting.silent = True
         sighting.failures += 1
         if sighting.failures == rules.MISSES:
             _log.info("%s: %s", sighting.place.key, error)
@@ -363,12 +353,16 @@ class Scanner:
     def _device_changed(self, device_id: str) -> None:
         """Rule 3."""
         device = self._device(device_id)
+        released = self._boots.enrolled(device_id, device)
         for sighting in self._claiming(device_id):
-            in_hand = _hands_off(device, sighting.place)
+            in_hand = hands_off(device, sighting.place)
             look_now = device is not None and not in_hand and (sighting.in_hand or not sighting.enrolled)
             sighting.in_hand, sighting.enrolled = in_hand, device is not None
             if device is None or device.in_hand:
                 sighting.forget()
+            elif released:
+                sighting.forget()
+                look_now = not in_hand
             elif sighting.attestation is not None:
                 look_now |= self._judge_again(sighting, sighting.attestation)
             if look_now:
@@ -380,7 +374,7 @@ class Scanner:
             self._where[device_id] = where
             self._survey_wanted.set()
 
-    def _judge_again(self, sighting: _Sighting, attestation: rules.Attestation) -> bool:
+    def _judge_again(self, sighting: Sighting, attestation: rules.Attestation) -> bool:
         """Evidence that holds no longer counts no longer. Returns True where new evidence is to be asked for."""
         try:
             context = self._context(attestation)
@@ -407,38 +401,46 @@ class Scanner:
     # Lists
 
     def _publish(self, device_id: str) -> None:
-        """Bring what is shown and reported of one device up to date (rules 5 and 6)."""
+        """Bring what is shown and reported of one device up to date."""
         if not device_id:
             return
-        device = self._device(device_id)
-        claims = [one for one in self._claiming(device_id) if one.device_id == device_id]
-        claims.sort(key=lambda one: (one.listing is None, one.expected != device_id, one.place.key))
+        device, alarm = self._device(device_id), self._boots.alarm(device_id)
+        claims = by_weight(self._claiming(device_id), device_id)
         best = claims[0] if claims else None
         before, listing = self.shown.get(device_id), best.listing if best else None
-        if device is None or listing is None or device.in_hand or device.withheld:
+        if device is None or listing is None or device.in_hand or device.withheld or alarm is not None:
             listing = None
             self.shown.pop(device_id, None)
-        elif before is None or before.chip != device.chip or not before.listing.same_but_for_evidence(listing):
-            token = encode_token(mint_listing(listing, self._key))
-            self.shown[device_id] = Shown(listing, token, device.chip)
+            if device is None:
+                self._minted.pop(device_id, None)
+        else:
+            self.shown[device_id] = self._minted[device_id] = self._mint(device, listing)
         if before is not self.shown.get(device_id):
             self._notify()
         if device is not None and self._has_seen(device_id):
-            look = Look(device_id, _endpoint(device, claims), best.judged if best else None, listing)
+            judged = alarm or (best.judged if best else None)
+            look = Look(device_id, network_endpoint(device, claims), judged, listing)
             if self._looks.get(device_id) != look:
                 self._looks[device_id] = look
                 self._reports.saw(look)
+
+    def _mint(self, device: EnrolledDevice, listing: Listing) -> Shown:
+        """Rule 5."""
+        last = self._minted.get(device.id)
+        if last is not None and last.chip == device.chip and last.listing.same_but_for_evidence(listing):
+            return last
+        return Shown(listing, encode_token(mint_listing(listing, self._key)), device.chip)
 
     def _has_seen(self, device_id: str) -> bool:
         """Whether there is anything to say: other handlers report what they see, and nothing is said before a look."""
         return device_id in self._looks or any(one.looked for one in self._claiming(device_id))
 
-    def _file(self, sighting: _Sighting, device_id: str) -> None:
+    def _file(self, sighting: Sighting, device_id: str) -> None:
         if device_id and device_id not in sighting.filed:
             sighting.filed.add(device_id)
             self._of.setdefault(device_id, set()).add(sighting)
 
-    def _claiming(self, device_id: str) -> list[_Sighting]:
+    def _claiming(self, device_id: str) -> list[Sighting]:
         """All places where the device says it is, or is enrolled to be."""
         return [one for one in self._of.get(device_id, ()) if device_id in (one.device_id, one.expected)]
 
@@ -447,26 +449,6 @@ class Scanner:
             subscription.changed.set()
 
 
-def _hands_off(device: EnrolledDevice | None, place: Place) -> bool:
-    """Whether a task is not to be disturbed at this place (rule 2)."""
-    return device is not None and (device.in_hand or (device.at_work and isinstance(place, PortPlace)))
-
-
-def _behind(port: SerialPort, enrolled: Sequence[EnrolledDevice]) -> str:
-    """The device that is enrolled behind a port; empty if there is none, or more than one."""
-    found = [one.id for one in enrolled if one.port and one.port.items() <= port.properties.items()]
-    return found[0] if len(found) == 1 else ""
-
-
-def _endpoint(device: EnrolledDevice, claims: Sequence[_Sighting]) -> str:
-    """Where the device is on the network: where it has proven to be, or, in a task's hands, where it alone says it is.
-
-    Whoever it is counts, not what it runs: a device with unknown firmware must be found, to be updated away from it.
-    """
-    network = [one for one in claims if isinstance(one.place, NetworkPlace) and one.endpoint]
-    accepted = [one.endpoint for one in network if one.judged is not None and not one.judged.code]
-    itself = [one.endpoint for one in network if one.judged is not None and one.judged.is_itself]
-    if accepted or itself or not device.in_hand:
-        return next(iter([*accepted, *itself]), "")
-    said = {one.endpoint for one in network if one.failures == 0}
-    return said.pop() if len(said) == 1 else ""
+async def _forever(work: Awaitable[None]) -> None:
+    await work
+    raise RuntimeError("listening for announced addresses ended by itself")

@@ -16,6 +16,7 @@ Rules (tests name them):
 import asyncio
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,9 +60,8 @@ class ClusterEnrolment:
     def devices(self) -> Iterable[EnrolledDevice]:
         """See Enrolment; ids that several Devices claim are left out."""
         every = tuple(self._trust.devices.values())
-        ids = [known.id for known in every]
-        twice = {one for one in ids if ids.count(one) > 1} if len(set(ids)) != len(ids) else set()
-        return tuple(self._enrolled(known) for known in every if known.id not in twice)
+        count = Counter(known.id for known in every)
+        return tuple(self._enrolled(known) for known in every if count[known.id] == 1)
 
     def context(self, device_id: str, nonce: ExactNonce | IssuedNonce, now: int) -> Context:
         """See Enrolment."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestation.discovery.addresses import Address, parse_address, same_address
+from attestation.discovery.addresses import MAX_RANGE_HOSTS, Address, parse_address, parse_range, same_address
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,32 @@ def test_the_same_address_in_other_words() -> None:
     assert same_address("[2001:DB8::1]:80", reached)
     assert not same_address("[2001:db8::1]:81", reached)
     assert not same_address("nonsense::", reached)
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "count"),
+    [
+        ("192.0.2.0/24", Address("192.0.2.1", 80), 254),
+        ("192.0.2.0/30:8080", Address("192.0.2.1", 8080), 2),
+        ("192.0.2.4/31", Address("192.0.2.4", 80), 2),
+        ("192.0.2.4/32:81", Address("192.0.2.4", 81), 1),
+        ("10.0.0.0/20", Address("10.0.0.1", 80), MAX_RANGE_HOSTS - 2),
+        ("2001:db8::/116", Address("2001:db8::1", 80), MAX_RANGE_HOSTS - 1),
+        ("[2001:db8::/126]:81", Address("2001:db8::1", 81), 3),
+    ],
+)
+def test_ranges(text: str, first: Address, count: int) -> None:
+    hosts = list(parse_range(text).hosts())
+    assert (hosts[0], len(hosts)) == (first, count)
+    assert len(parse_range(text)) >= count
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["192.0.2.0", "192.0.2.1/24", "192.0.2.0/", "192.0.2.0/33", "192.0.2.0/-1", "192.0.2.0/255.255.255.0", "porch/24",
+     "10.0.0.0/19", "2001:db8::/115", "0.0.0.0/0", "::/0", "192.0.2.0/24:", "192.0.2.0/24:0", "192.0.2.0/24:65536",
+     "[2001:db8::/120]", "[2001:db8::/120]:", "[2001:db8::/120]80", "fe80::%eth0/120", "192.0.2.0/٢٤", "/24", "/"],
+)  # fmt: skip
+def test_no_ranges(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_range(text)

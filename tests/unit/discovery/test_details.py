@@ -35,6 +35,20 @@ def test_little_is_enough() -> None:
     assert parse_details("{list: Ports, serial: {ports: ['/dev/ttyUSB*']}}", TTY).globs == ("/dev/ttyUSB*",)
 
 
+def test_rule_5_ranges_are_spelled_out_once() -> None:
+    details = parse_details(
+        "{list: Devices, network: {addresses: ['192.0.2.0/30:81', '192.0.2.1:81'], mdns: true}}", NET
+    )
+    assert details.addresses == (Address("192.0.2.1", 81), Address("192.0.2.2", 81))
+    assert details.mdns
+    assert not parse_details("{list: Devices, network: {}}", NET).mdns
+    assert not parse_details("list: Devices", NET).mdns
+
+
+def test_an_hour_is_the_usual_interval() -> None:
+    assert parse_details("list: Devices", NET).attestIntervalSeconds == 3600
+
+
 @pytest.mark.parametrize(
     ("rule", "transport", "text", "named"),
     [
@@ -58,7 +72,7 @@ def test_little_is_enough() -> None:
         (2, NET, "list: true", "list: "),
         (2, NET, "{list: Devices, netwrok: {}}", "netwrok: "),
         (2, NET, "{list: Devices, network: []}", "network: "),
-        (2, NET, "{list: Devices, network: {mdns: true}}", "network.mdns: "),
+        (2, NET, "{list: Devices, network: {mdns: 'yes'}}", "network.mdns: "),
         (2, NET, "{list: Devices, network: {addresses: 192.0.2.7}}", "network.addresses: "),
         (2, NET, "{list: Devices, applications: porch}", "applications: "),
         (2, NET, "{list: Devices, applications: ['']}", "applications.0: "),
@@ -74,6 +88,11 @@ def test_little_is_enough() -> None:
         (4, TTY, "list: Ports", "serial.ports: "),
         (4, TTY, "{list: Devices, serial: {ports: []}}", "serial.ports: "),
         (5, NET, "{list: Devices, network: {addresses: [porch-1.example]}}", "network.addresses.0: "),
+        (5, NET, "{list: Devices, network: {addresses: [192.0.2.1/24]}}", "network.addresses.0: "),
+        (5, NET, "{list: Devices, network: {addresses: [10.0.0.0/8]}}", "the prefix is at least /20"),
+        (5, NET, "{list: Devices, network: {addresses: ['2001:db8::/64']}}", "the prefix is at least /116"),
+        (5, NET, "{list: Devices, network: {addresses: [10.0.0.0/20, 192.0.2.7]}}", "addresses: 4097 hosts"),
+        (5, NET, "{list: Devices, network: {static: [192.0.2.0/24]}}", "network.static.0: "),
         (5, NET, "{list: Devices, network: {static: ['http://porch']}}", "network.static.0: "),
         (5, NET, "{list: Devices, network: {static: [ok, 'host:0']}}", "network.static.1: "),
         (6, TTY, "{list: Ports, serial: {ports: [ttyUSB0]}}", "serial.ports.0: "),
