@@ -27,13 +27,14 @@ from flashjob.virtual import bootloader, slip
 from flashjob.virtual.adversaries import Behaviour
 from flashjob.virtual.application import Application
 from flashjob.virtual.bootloader import BootError
+from flashjob.virtual.chip_registers import TARGETS, ChipFuses
 from flashjob.virtual.faults import CablePulled, Effect, Fault, SilentPort
 from flashjob.virtual.flash import Flash, FlashIOError, Operation
 from flashjob.virtual.network import DeviceServer
 from flashjob.virtual.nvs import Nvs
 from flashjob.virtual.port import SerialPort
 from flashjob.virtual.profile import DEFAULT_CONFIRM_SECONDS, DeviceIdentity, Hardware, Owner
-from flashjob.virtual.rom import SYNC, TARGETS, ChipFuses, RomLoader
+from flashjob.virtual.rom import SYNC, RomLoader
 from flashjob.virtual.serial_application import SerialApplication
 
 BOOT_SECONDS = 0.05

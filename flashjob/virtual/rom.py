@@ -28,52 +28,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from firmware_pipeline.esp.image import xor_bytes
+from flashjob.virtual.chip_registers import TARGETS, ChipFuses, registers
 from flashjob.virtual.flash import SECTOR, Flash, FlashIOError
 
 SYNC = b"\x07\x07\x12\x20" + b"\x55" * 32
 INVALID_MESSAGE, FAILED_TO_ACT, BAD_CHECKSUM = 5, 6, 7
 READ_BLOCK = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderTarget:
-    """Where a chip's loader keeps what esptool looks at: register addresses and answer formats."""
-
-    spi_base: int
-    spi_usr2: int
-    spi_w0: int
-    efuse_base: int
-    magic: int | None
-    """Word at 0x40001000 by which esptool knows chips that report no chip id."""
-    security_info_bytes: int
-    """Length of the GET_SECURITY_INFO answer; 0 = command unknown."""
-    extended_begin: bool
-    """The ROM's FLASH_BEGIN has a fifth word (encrypted)."""
-
-
-TARGETS: dict[str, LoaderTarget] = {
-    "esp32": LoaderTarget(0x3FF42000, 0x24, 0x80, 0x3FF5A000, 0x00F01D83, 0, False),
-    "esp32s2": LoaderTarget(0x3F402000, 0x20, 0x58, 0x3F41A000, 0x000007C6, 12, True),
-    "esp32s3": LoaderTarget(0x60002000, 0x20, 0x58, 0x60007000, None, 20, True),
-    "esp32c3": LoaderTarget(0x60002000, 0x20, 0x58, 0x60008800, None, 20, True),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ChipFuses:
-    """What is burnt into one chip and visible through its loader."""
-
-    chip: str
-    chip_id: int
-    mac: bytes
-    revision: int
-    """major * 100 + minor"""
-    secure_version: int = 0
-    """How many anti-rollback bits are burnt."""
-    secure_boot: bool = False
-    flash_encryption: bool = False
-    secure_download: bool = False
-    jtag_disabled: bool = False
 
 
 @dataclass(slots=True)
@@ -131,7 +91,7 @@ class RomLoader:
         """Power-on or reset into download mode: ROM, no stub, nothing in progress."""
         self.stub = False
         self._write = self._read = None
-        self._registers = _registers(self.fuses, self._target)
+        self._registers = registers(self.fuses)
 
     def handle(self, frame: bytes) -> Reply:
         """Answer one frame; frames that are no request are ignored, as the ROM does."""
@@ -350,51 +310,3 @@ def _block(data: bytes, checksum: int) -> bytes | None:
     if len(block) != length:
         raise ValueError("length field and block differ")
     return block if checksum & 0xFF == 0xEF ^ xor_bytes(block) else None
-
-
-def _registers(fuses: ChipFuses, target: LoaderTarget) -> dict[int, int]:
-    """eFuse and status registers as esptool and espefuse read them."""
-    base, mac = target.efuse_base, fuses.mac
-    major, minor = divmod(fuses.revision, 100)
-    mac_low, mac_high = int.from_bytes(mac[2:], "big"), int.from_bytes(mac[:2], "big")
-    burnt = (1 << fuses.secure_version) - 1
-    registers = {0x40001000: target.magic or 0}
-    if fuses.chip == "esp32":
-        code = {0: 0, 1: 1, 2: 3, 3: 7}[major]
-        registers |= {
-            base + 0x00: (0x7F if fuses.flash_encryption else 0) << 20,
-            base + 0x04: mac_low,
-            base + 0x08: mac_high | _crc8(mac) << 16,
-            base + 0x0C: (code & 1) << 15,
-            base + 0x14: (code >> 1 & 1) << 20 | minor << 24 | (0xF << 28 if fuses.flash_encryption else 0),
-            base + 0x18: fuses.secure_boot << 5 | fuses.jtag_disabled << 6,
-            base + 0x88: burnt,
-            0x3FF6607C: (code >> 2 & 1) << 31,
-            0x3FF40014: 0x15B,
-            0x3FF44038: 0x12,
-        }
-        return registers
-    registers |= {
-        base + 0x34: (7 if fuses.flash_encryption else 0) << 18,
-        base + 0x38: fuses.secure_boot << 20,
-        base + 0x40: burnt << (11 if fuses.chip == "esp32s2" else 14),
-        base + 0x44: mac_low,
-        base + 0x48: mac_high,
-    }
-    if fuses.chip == "esp32s2":
-        registers[base + 0x50] = major << 18 | (minor >> 3 & 1) << 20
-        registers[base + 0x54] = (minor & 7) << 4
-    else:
-        registers[base + 0x50] = (minor & 7) << 18
-        registers[base + 0x58] = (minor >> 3 & 1) << 23 | major << 24
-    return registers
-
-
-def _crc8(data: bytes) -> int:
-    """CRC-8 with the reflected polynomial 0x8C, as the ESP32 keeps it beside its MAC."""
-    crc = 0
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x8C if crc & 1 else 0)
-    return crc

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashjob.virtual import slip
+from flashjob.virtual.chip_registers import TARGETS, ChipFuses
 from flashjob.virtual.flash import SECTOR, Flash, FlashIOError
-from flashjob.virtual.rom import SYNC, TARGETS, ChipFuses, Reply, RomLoader
+from flashjob.virtual.rom import SYNC, Reply, RomLoader
 
 MAC = bytes.fromhex("246f28010203")
 CHIP_IDS = {"esp32": 0, "esp32s2": 2, "esp32s3": 9, "esp32c3": 5}
