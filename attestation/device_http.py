@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client of one device over plain HTTP/1.1. Authenticity comes from signatures, not from the transport.
+"""Client of one device over HTTP/1.1, plain or over TLS. Authenticity comes from signatures, not from the transport.
 
-Limits: connect 3 s, `info`, `nonce` and `grant` 3 s (a confirm or an install checks two signatures: 5 s), `attest` 5 s,
-an image by its size over a floor rate; a reply is cut at 4,096 bytes. Redirects and proxies are never followed.
+Rules (tests name them):
+
+1. Limits: connect 3 s, `info` and `nonce` 3 s, `grant` (two signatures are checked) and `attest` 5 s, an image by its
+   size over a floor rate; a reply is cut at 4,096 bytes.
+2. Redirects and proxies are never followed.
+3. An image leaves from the caller's one buffer, in views of it: no copy per device.
+4. Over TLS any certificate is taken at first: it is the device's own, made at this boot. Its key must be the one in the
+   evidence (`cnf`); from then on only that certificate is spoken to, until `rebooted`. Who checks the evidence thereby
+   checks the connection. A key that differs, or none: BadReply.
 """
 
 from __future__ import annotations
 
+import hashlib
+import ssl
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from attestation import cose, eat
 from attestation import device_protocol as dp
 from attestation.device_protocol import DeviceError, DeviceNonce, Info, Verb
+from attestation.errors import Reject
 
 if TYPE_CHECKING:
     import aiohttp
 
-_CHUNK: Final = 16 * 1024
+_CHUNK: Final = 64 * 1024
 _IMAGE_GRACE_SECONDS: Final = 30.0
 """Time on top of the transfer for erasing, reading back and measuring."""
 
@@ -24,13 +38,41 @@ Progress = Callable[[int], None]
 """Called with the number of image bytes handed to the network so far, offset included."""
 
 
-class HttpDevice:
-    """A device at `host`:`port`. `host` is an address or a name; IPv6 without brackets."""
+class _AnyCertificate(ssl.SSLContext):
+    """Takes any certificate, and remembers who showed one last (rule 4)."""
 
-    def __init__(self, host: str, port: int = 80) -> None:
+    last: ssl.SSLObject | None = None
+
+    def __new__(cls, protocol: int) -> _AnyCertificate:
+        context = super().__new__(cls, protocol)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        self.last = super().wrap_bio(*args, **options)
+        return self.last
+
+    def certificate(self) -> bytes:
+        """DER; empty where there was none."""
+        return (self.last.getpeercert(binary_form=True) or b"") if self.last is not None else b""
+
+
+class HttpDevice:
+    """A device at `host`:`port`. `host` is an address or a name; IPv6 without brackets. `tls`: see rule 4."""
+
+    def __init__(self, host: str, port: int = 80, *, tls: bool = False) -> None:
         self.host = host
         self.port = port
+        self.tls = tls
         self._session: aiohttp.ClientSession | None = None
+        self._seen = _AnyCertificate(ssl.PROTOCOL_TLS_CLIENT) if tls else None
+        self._bound: bytes | None = None
+        """SHA-256 of the certificate whose key was attested."""
+
+    def rebooted(self) -> None:
+        """The device has started anew: its next certificate is another one, to be bound by the next `attest`."""
+        self._bound = None
 
     async def info(self) -> Info:
         """GET /fj/1/info."""
@@ -39,7 +81,17 @@ class HttpDevice:
     async def attest(self, nonce: bytes) -> bytes:
         """POST /fj/1/attest."""
         body = dp.attest_request(nonce)
-        return await dp.patiently(lambda: self._request("POST", "attest", body, seconds=dp.ATTEST_SECONDS))
+        evidence = await dp.patiently(lambda: self._request("POST", "attest", body, seconds=dp.ATTEST_SECONDS))
+        if self._seen is not None and self._bound is None:
+            self._bind(evidence, self._seen.certificate())
+        return evidence
+
+    def _bind(self, evidence: bytes, certificate: bytes) -> None:
+        """Rule 4."""
+        if _attested_key(evidence) != _key_of(certificate):
+            message = f"{self.host}:{self.port}: the TLS key is not the one that the evidence names (cnf)"
+            raise DeviceError("BadReply", message)
+        self._bound = hashlib.sha256(certificate).digest()
 
     async def nonce(self, verb: Verb) -> DeviceNonce:
         """POST /fj/1/nonce."""
@@ -50,7 +102,7 @@ class HttpDevice:
         """POST /fj/1/grant."""
         return await self._request("POST", "grant", grant, seconds=dp.ATTEST_SECONDS)
 
-    async def image(self, payload: bytes, offset: int = 0, progress: Progress | None = None) -> None:
+    async def image(self, payload: bytes | memoryview, offset: int = 0, progress: Progress | None = None) -> None:
         """PUT /fj/1/image: all bytes from `offset` on, in one request.
 
         Returns when the device has taken, read back and verified the image; it reboots then.
@@ -60,10 +112,11 @@ class HttpDevice:
                 ``ConnectionLost`` in mid-upload: read `info`, then send the rest.
         """
         remaining = len(payload) - offset
+        view = memoryview(payload)
 
-        async def chunks() -> AsyncIterator[bytes]:
-            for at in range(offset, len(payload), _CHUNK):
-                piece = payload[at : at + _CHUNK]
+        async def chunks() -> AsyncIterator[memoryview]:
+            for at in range(offset, len(view), _CHUNK):
+                piece = view[at : at + _CHUNK]
                 yield piece
                 if progress is not None:
                     progress(at + len(piece))
@@ -86,7 +139,7 @@ class HttpDevice:
         self,
         method: str,
         path: str,
-        body: bytes | AsyncIterator[bytes] | None = None,
+        body: bytes | AsyncIterator[memoryview] | None = None,
         *,
         seconds: float,
         length: int | None = None,
@@ -96,17 +149,23 @@ class HttpDevice:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1, force_close=True))
         host = f"[{self.host}]" if ":" in self.host else self.host
-        url = f"http://{host}:{self.port}/fj/1/{path}"
+        url = f"{'https' if self.tls else 'http'}://{host}:{self.port}/fj/1/{path}"
         where = f"{method} {url}"
         headers = {"Content-Type": "application/cbor"}
         if length is not None:
             headers["Content-Length"] = str(length)
         timeout = aiohttp.ClientTimeout(total=seconds, connect=min(seconds, dp.CONNECT_SECONDS))
+        trust: aiohttp.Fingerprint | ssl.SSLContext | bool = True
+        if self._seen is not None:
+            trust = aiohttp.Fingerprint(self._bound) if self._bound is not None else self._seen
         try:
             async with self._session.request(
-                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False, ssl=trust
             ) as response:
                 reply = await _bounded(response)
+        except aiohttp.ServerFingerprintMismatch as error:
+            message = f"{where}: another certificate than the attested one: not this device, or it has restarted"
+            raise DeviceError("ConnectionLost", message) from error
         except aiohttp.ConnectionTimeoutError as error:
             raise DeviceError("Unreachable", f"{where}: no connection within {dp.CONNECT_SECONDS:g} s") from error
         except aiohttp.ClientConnectorError as error:
@@ -127,3 +186,22 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
         if len(data) > dp.MAX_REPLY_BYTES:
             raise DeviceError("BadReply", f"the reply is longer than {dp.MAX_REPLY_BYTES} bytes")
     return bytes(data)
+
+
+def _key_of(certificate: bytes) -> bytes:
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+    except ValueError as error:
+        raise DeviceError("BadReply", f"the device's TLS certificate does not read: {error}") from error
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _attested_key(evidence: bytes) -> bytes | None:
+    """The key in `cnf`, not verified: whoever verifies the evidence does that."""
+    try:
+        token = eat.parse_evidence(evidence).token
+        message = cose.parse(token, protected=eat.PROTECTED_HEADERS, unprotected=eat.UNPROTECTED_HEADERS)
+        key = eat.read_token(eat.decode_claims(message.payload)).confirmation_key
+    except Reject as error:
+        raise DeviceError("BadReply", f"attest: {error}") from error
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) if key is not None else None

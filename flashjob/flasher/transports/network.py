@@ -7,6 +7,9 @@ Rules (tests name them):
 2. A device that has forgotten the grant (it reset) needs a new permit: `PermitSpent`.
 3. After the last byte the device reboots by itself; it has come back when `info` shows another boot seed. Its address
    may have changed: `locate` is asked each time it is not where it was.
+4. An address that begins with https:// is spoken to over TLS, bound to the device by its evidence; the boot that the
+   evidence was of ends the bond.
+5. A device that says where to go on again and again without taking a byte is not followed: TransportLost.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from flashjob.wire.reasons import Reason
 
 _RESUME_SECONDS = 20.0
 _POLL_SECONDS = 0.2
+_STANDSTILLS = 3
+_TLS = "https://"
 _FORGOTTEN = (ErrorCode.STATE, ErrorCode.NONCE)
 _JUST_INSTALLED = (SlotState.NEW, SlotState.PENDING_VERIFY)
 _T = TypeVar("_T")
@@ -39,7 +44,7 @@ class NetworkTransport:
     kind: Literal["serial", "network"] = "network"
 
     def __init__(self, address: str) -> None:
-        self._device = HttpDevice(*split_address(address))
+        self._device = _device(address)
         self._info: Info | None = None
         self._sent = 0
 
@@ -114,14 +119,18 @@ class NetworkTransport:
             raise problem(Reason.WRITE_TIMEOUT, f"not written after {permit.write_seconds} s") from error
 
     async def _upload(self, image: bytes, grant_id: bytes, sent: Callable[[int], None]) -> None:
-        offset = 0
+        offset = furthest = standstills = 0
         while True:
+            standstills = 0 if offset > furthest else standstills + 1
+            if standstills > _STANDSTILLS:
+                raise problem(Reason.TRANSPORT_LOST, f"the device stands still at byte {offset} of {len(image)}")
+            furthest = max(furthest, offset)
             try:
                 await self._device.image(image, offset, sent)
                 return
             except DeviceError as error:
                 if error.code is ErrorCode.OFFSET and error.next_offset is not None:
-                    offset = error.next_offset
+                    offset = _within(error.next_offset, image)
                     continue
                 if error.code in _FORGOTTEN:
                     raise PermitSpent(Reason.TRANSPORT_LOST.value, error.message) from error
@@ -132,10 +141,11 @@ class NetworkTransport:
                 if self._rebooted(info) and info.slot_state in _JUST_INSTALLED:
                     return  # only the answer to the last byte was lost
                 raise PermitSpent(Reason.TRANSPORT_LOST.value, "the device reset in the middle of the upload")
-            offset = info.next_offset
+            offset = _within(info.next_offset, image)
 
     async def reboot(self, seconds: float, locate: Locate) -> Info:
         """Wait for the device to come back (rule 3)."""
+        self._device.rebooted()
         info = await self._until(seconds, self._rebooted, Reason.SILENT_AFTER_WRITE, locate)
         self._info = info
         return info
@@ -170,11 +180,18 @@ class NetworkTransport:
                         address = await locate() if locate is not None else None
                         if address is not None and split_address(address) != (self._device.host, self._device.port):
                             await self._device.close()
-                            self._device = HttpDevice(*split_address(address))
+                            self._device = _device(address, tls=self._device.tls)
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError as error:
             message = f"{self._device.host}:{self._device.port} within {seconds:g} s: {last}"
             raise problem(silent, message) from error
+
+
+def _within(offset: int, image: bytes) -> int:
+    """A place to go on at that the image has (its end: only the answer is missing)."""
+    if not 0 <= offset <= len(image):
+        raise problem(Reason.TRANSPORT_LOST, f"the device wants byte {offset} of an image of {len(image)} bytes")
+    return offset
 
 
 async def _told(answer: Awaitable[_T], silent: Reason) -> _T:
@@ -184,9 +201,18 @@ async def _told(answer: Awaitable[_T], silent: Reason) -> _T:
         raise failure(error, silent) from error
 
 
+def _device(address: str, *, tls: bool = False) -> HttpDevice:
+    return HttpDevice(*split_address(address), tls=tls or address.startswith(_TLS))
+
+
 def split_address(address: str) -> tuple[str, int]:
-    """("host", port) of "host", "host:port" or "[v6]:port"; the default port is 80. Raises FlashJobError."""
-    host, _, port = address.rpartition(":") if ":" in address.rpartition("]")[2] else (address, "", "80")
+    """("host", port) of "host", "host:port" or "[v6]:port", "https://" before it or not. Raises FlashJobError.
+
+    The default port is 80, over TLS 443.
+    """
+    default = "443" if address.startswith(_TLS) else "80"
+    address = address.removeprefix(_TLS)
+    host, _, port = address.rpartition(":") if ":" in address.rpartition("]")[2] else (address, "", default)
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise problem(Reason.TRANSPORT_UNSUPPORTED, f"{address!r} is not host:port")
     return host.strip("[]"), int(port)
