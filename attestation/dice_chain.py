@@ -58,6 +58,8 @@ class ChainCache:
         self._capacity = capacity
         self._chains: OrderedDict[_Key, Chain] = OrderedDict()
         self._lock = threading.Lock()
+        self.hits = self.misses = 0
+        """How often a chain was known, and how often not."""
 
     def __len__(self) -> int:
         """How many chains are held."""
@@ -67,7 +69,10 @@ class ChainCache:
         """The chain remembered under this key."""
         with self._lock:
             chain = self._chains.get(key)
-            if chain is not None:
+            if chain is None:
+                self.misses += 1
+            else:
+                self.hits += 1
                 self._chains.move_to_end(key)
             return chain
 

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from attestation.cli import ask, enroll, explain, mint, policy, reappraise, verify
+from attestation.cli import ask, enroll, explain, mint, policy, reappraise, serve, verify
 from attestation.cli.common import Exit
 
 __all__ = ["Exit", "app", "main"]
@@ -25,6 +25,7 @@ app.command("ask")(ask.command)
 app.add_typer(enroll.app, name="enroll")
 app.add_typer(policy.app, name="policy")
 app.command("reappraise")(reappraise.command)
+app.command("serve")(serve.command)
 app.add_typer(mint.app, name="mint")
 
 
