@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation import keys
+from attestation.discovery import mdns
 from attestation.discovery.details import Transport
 from attestation.discovery.handler import DiscoveryHandler
 from attestation.discovery.listing import Listing, by_key_id, decode_token, verify_listing
-from attestation.discovery.scanner import Pace, Scanner
+from attestation.discovery.scanner import Scanner
+from attestation.discovery.sightings import Pace
 from attestation.policy import MeasurementRef, RootOfTrust
 from firmware_pipeline.esp.measurement import measure
 from flashjob.cluster.fake import FakeCluster
@@ -82,6 +84,7 @@ class World:
         self.registered: asyncio.Queue[Endpoint] = asyncio.Queue()
         self.pace = pace or Pace(scan_seconds=0.1, ports_seconds=0.05)
         self.streams: list[Stream] = []
+        self.browse: Callable[[mdns.Found], Awaitable[None]] = mdns.browse
         self.scanner: Scanner
         self._running: asyncio.Task[None] | None = None
         self._agent: Any = None
@@ -106,7 +109,9 @@ class World:
             await self.trust.wait_ready()
             await configurations.reflector.synced.wait()
             reports = DeviceReports(self.cluster, self.trust, configurations, time.time)
-            self.scanner = Scanner(self.transport, ClusterEnrolment(self.trust), reports, KEY, pace=self.pace)
+            self.scanner = Scanner(
+                self.transport, ClusterEnrolment(self.trust), reports, KEY, pace=self.pace, browse=self.browse
+            )
             group.create_task(reports.run())
             group.create_task(
                 DiscoveryHandler(self.scanner, self.directory, configurations.wake, configurations.wanted).run()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from attestation.discovery.details import Transport
-from attestation.discovery.scanner import Pace
+from attestation.discovery.sightings import Pace
 from attestation.serial_port import open_port
 from flashjob.virtual.faults import SilentPort
 
