@@ -19,6 +19,7 @@ from attestation.discovery.handler import DiscoveryHandler
 from attestation.discovery.scanner import Scanner
 from attestation.errors import Reject
 from attestation.keys import Alg, PrivateKey, alg_of, private_from_pem
+from flashjob.cluster.kubeapi import KubeApi
 from flashjob.cluster.login import connect
 from flashjob.errors import FlashJobError
 from flashjob.trust.cluster_store import ClusterTrust
@@ -42,26 +43,44 @@ def discovery_handler(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     key = load_listing_key(listing_key)
 
-    async def serve() -> None:
+    name = node or socket.gethostname()
+
+    async def connected() -> None:
         api = await connect(kubeconfig)
         try:
-            trust = ClusterTrust(api, namespace)
-            configurations = Configurations(api, role, node or socket.gethostname())
-            async with asyncio.TaskGroup() as group:
-                group.create_task(trust.run())
-                group.create_task(configurations.reflector.run())
-                await trust.wait_ready()
-                await configurations.reflector.synced.wait()
-                log.info("%s: %d devices known", role.handler_name, len(trust.devices))
-                reports = DeviceReports(api, trust, configurations, time.time)
-                scanner = Scanner(role, ClusterEnrolment(trust), reports, key)
-                handler = DiscoveryHandler(scanner, directory.resolve(), configurations.wake, configurations.wanted)
-                group.create_task(reports.run())
-                group.create_task(handler.run())
+            await serve(api, role, directory.resolve(), key, namespace=namespace, node=name)
         finally:
             await api.close()
 
-    asyncio.run(_until_stopped(serve()))
+    asyncio.run(_until_stopped(connected()))
+
+
+async def serve(
+    api: KubeApi, role: Transport, directory: Path, key: PrivateKey, *, namespace: str = "", node: str = ""
+) -> None:
+    """Be the handler until cancelled.
+
+    Args:
+        api: the API server.
+        role: which handler.
+        directory: where the Akri agent's registration socket is, absolute.
+        key: signs listing tokens, P-256.
+        namespace: Devices of one namespace only; "" for all.
+        node: name of this node.
+    """
+    trust = ClusterTrust(api, namespace)
+    configurations = Configurations(api, role, node)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(trust.run())
+        group.create_task(configurations.reflector.run())
+        await trust.wait_ready()
+        await configurations.reflector.synced.wait()
+        log.info("%s: %d devices known", role.handler_name, len(trust.devices))
+        reports = DeviceReports(api, trust, configurations, time.time)
+        scanner = Scanner(role, ClusterEnrolment(trust), reports, key)
+        handler = DiscoveryHandler(scanner, directory, configurations.wake, configurations.wanted)
+        group.create_task(reports.run())
+        group.create_task(handler.run())
 
 
 def load_listing_key(path: Path) -> PrivateKey:
