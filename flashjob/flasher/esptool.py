@@ -2,7 +2,8 @@
 """Starts the esptool program on one port and talks to it in JSON lines; see flasher/esptool_worker for its rules.
 
 What the program writes to its standard error (warnings of esptool, a traceback) never reaches the user's terminal: its
-last part is kept, shown in the message of an error, and logged line by line at level debug.
+last part is kept, shown in the message of an error, and logged line by line at level debug. No job but a write may
+take longer than `JOB_SECONDS`, however busily the chip goes on answering; a write is limited by whoever starts it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from types import TracebackType
 from typing import Self
@@ -32,6 +34,7 @@ from flashjob.wire.reasons import Reason, known
 
 _LINE_LIMIT = 4 * 1024 * 1024
 _EXIT_SECONDS = 2.0
+JOB_SECONDS = 60.0
 _KEPT_BYTES = 4096
 _SHOWN_CHARACTERS = 300
 
@@ -48,10 +51,22 @@ class Esptool:
         baud: line rate of the transfer, in baud.
         chip: IDF target that must be found; empty: any.
         stub: use the RAM stub where the chip allows it.
+        reset: how the chip gets into its loader: `auto`, `usb-jtag`, `classic`, `none`, or esptool's own language.
+        job_seconds: limit of every job that does not write.
     """
 
-    def __init__(self, port: str, *, baud: int = 460_800, chip: str = "", stub: bool = True) -> None:
-        self._port, self._baud, self._chip, self._stub = port, baud, chip, stub
+    def __init__(
+        self,
+        port: str,
+        *,
+        baud: int = 460_800,
+        chip: str = "",
+        stub: bool = True,
+        reset: str = "auto",
+        job_seconds: float = JOB_SECONDS,
+    ) -> None:
+        self._port, self._baud, self._chip, self._stub, self._reset = port, baud, chip, stub, reset
+        self._job_seconds = job_seconds
         self._process: asyncio.subprocess.Process | None = None
         self._listener: asyncio.Task[None] | None = None
         self._heard = bytearray()
@@ -66,6 +81,7 @@ class Esptool:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT,
+            env={**os.environ, "ESPTOOL_CFGFILE": os.devnull},
         )
         if self._process.stderr is not None:
             self._listener = asyncio.create_task(self._listen(self._process.stderr))
@@ -78,22 +94,25 @@ class Esptool:
 
     async def probe(self, *regions: Region) -> tuple[ChipEvent, dict[int, bytes]]:
         """Identify the chip and read `regions`; returns (chip, offset -> bytes)."""
-        chip, data = await self._run("probe", regions=regions)
+        chip, data = await self._soon("probe", regions)
         if chip is None:
             raise problem(Reason.INTERNAL_ERROR, "the esptool program named no chip")
         return chip, data
 
     async def read(self, *regions: Region) -> dict[int, bytes]:
         """Read `regions`: offset -> bytes."""
-        return (await self._run("read", regions=regions))[1]
+        return (await self._soon("read", regions))[1]
 
     async def write(self, regions: list[Region], erase: list[Region], progress: Progress) -> None:
-        """Erase, then write and verify `regions` in their order. `bytes_written` grows also when this fails."""
+        """Erase, then write and verify `regions` in their order; what is there already is not written.
+
+        `bytes_written` grows also when this fails. `progress` hears of bytes of the first region.
+        """
         await self._run("write", regions=tuple(regions), erase=tuple(erase), progress=progress)
 
     async def reset(self) -> None:
         """Start the application."""
-        await self._run("reset")
+        await self._soon("reset")
 
     async def close(self, *, kill: bool = False) -> None:
         """End the program, which releases the port. Closing twice is harmless."""
@@ -130,6 +149,15 @@ class Esptool:
             self._listener.cancel()
             self._listener = None
 
+    async def _soon(self, verb: str, regions: tuple[Region, ...] = ()) -> tuple[ChipEvent | None, dict[int, bytes]]:
+        try:
+            async with asyncio.timeout(self._job_seconds):
+                return await self._run(verb, regions=regions)
+        except TimeoutError as error:
+            await self.close(kill=True)
+            message = f"{self._port}: {verb} is not done after {self._job_seconds:g} s, though the chip answers"
+            raise problem(Reason.TRANSPORT_LOST, self._with_heard(message)) from error
+
     def _with_heard(self, message: str) -> str:
         return f"{message} (esptool said: {self.heard})" if self.heard else message
 
@@ -151,6 +179,7 @@ class Esptool:
                 "chip": self._chip,
                 "baud": self._baud,
                 "stub": self._stub,
+                "reset": self._reset,
                 "regions": regions,
                 "erase": erase,
             }
@@ -160,7 +189,7 @@ class Esptool:
             await process.stdin.drain()
         chip: ChipEvent | None = None
         data: dict[int, bytes] = {}
-        while line := await process.stdout.readline():
+        while line := await _line(process.stdout):
             event = _parse(line)
             if isinstance(event, ProgressEvent) and progress is not None and event.region == 0:
                 progress(event.done, event.total)
@@ -179,6 +208,13 @@ class Esptool:
         await self._hear_out()
         message = f"the esptool program ended in the middle of {verb} on {self._port}"
         raise problem(Reason.TRANSPORT_LOST, self._with_heard(message))
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    try:
+        return await stream.readline()
+    except ValueError as error:  # longer than the limit
+        raise problem(Reason.TRANSPORT_LOST, f"the esptool program wrote a line of over {_LINE_LIMIT} bytes") from error
 
 
 def _parse(line: bytes) -> object:

@@ -26,6 +26,7 @@ RETRIED: Final = frozenset(
         Reason.PORT_NOT_FOUND,
         Reason.PORT_BUSY,
         Reason.PORT_SILENT,
+        Reason.PORT_VANISHED,
         Reason.TRANSPORT_LOST,
         Reason.DEVICE_UNREACHABLE,
         Reason.WRITE_FAILED,

@@ -24,6 +24,14 @@ class Job(WireModel):
     chip: Annotated[str, Field(max_length=16, description="IDF target that must be found; empty: any.")] = ""
     baud: Annotated[int, Field(ge=9600, le=4_000_000)] = 460_800
     stub: bool = True
+    reset: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|usb-jtag|classic|none|[DRUW][0-9.,]+(\|[DRUW][0-9.,]+){0,31})$",
+            max_length=256,
+            description="How the chip gets into its loader: a name, or a sequence as D0|R1|W0.1|D1|R0|W0.05|D0.",
+        ),
+    ] = "auto"
     regions: tuple[Region, ...] = ()
     erase: tuple[Region, ...] = ()
     connect_attempts: Annotated[int, Field(ge=1, le=10)] = 3
@@ -37,12 +45,13 @@ class StageEvent(WireModel):
 
 
 class ProgressEvent(WireModel):
-    """How far the write of one region is; wire bytes."""
+    """How far the write of one region is, in bytes of flash; what it held already counts as done."""
 
     event: Literal["progress"] = "progress"
     region: int
     done: int
     total: int
+    percent: int
 
 
 class ChipEvent(WireModel):

@@ -187,6 +187,11 @@ class Reason(StrEnum):
     )
     PORT_BUSY = "PortBusy", "another program holds the serial port", "end that program"
     PORT_SILENT = "PortSilent", "nothing answers on the serial port", "check cable, power and boot straps"
+    PORT_VANISHED = (
+        "PortVanished",
+        "the serial port disappeared during the work",
+        "plug the device in again; it is retried: docs/runbooks/port-vanished.md",
+    )
     TRANSPORT_LOST = (
         "TransportLost",
         "the connection broke during the work",

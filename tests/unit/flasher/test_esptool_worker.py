@@ -36,6 +36,7 @@ def test_the_words_by_which_a_failed_verification_is_known_are_still_said() -> N
 def test_a_job_for_a_port_that_is_not_there_gets_one_error_and_the_program_goes_on() -> None:
     job = {
         "verb": "probe", "port": "/dev/nothing-there", "chip": "", "baud": 115200, "stub": True,
+        "reset": "auto",
         "connectAttempts": 1, "regions": [], "erase": [],
     }  # fmt: skip
     with subprocess.Popen(
