@@ -7,7 +7,7 @@ Reading accepts an item only if all of these rules hold; each has its own reason
 2. Lengths are definite (``cbor.indefinite``).
 3. Integers and lengths have their shortest form (``cbor.nonminimal``).
 4. Every item is complete; an announced length never exceeds what is left (``cbor.eof``).
-5. At most ``max_items`` items, counted from the heads before anything is built from them (``cbor.items``).
+5. At most ``max_items`` items (``cbor.items``).
 6. At most ``max_depth`` nested arrays and maps (``cbor.depth``).
 7. No tags (``cbor.tag``), no floating-point numbers (``cbor.float``), no simple values but true and false
    (``cbor.simple``; null only where the caller says so), no reserved heads (``cbor.malformed``).
@@ -16,10 +16,10 @@ Reading accepts an item only if all of these rules hold; each has its own reason
 9. Text is UTF-8 (``cbor.utf8``).
 10. Nothing follows the item (``cbor.trailing``).
 
-Short input is first tried with ``cbor2``: no more bytes than ``max_items`` cannot hold more items. What it decodes is
-taken only if every value is of a type that the rules allow, and if the shortest encodings of all items together are
-exactly as long as the input: then every head was shortest and nothing followed. Whatever else happens there, the
-reader of this module reads the input again and decides, so that each rule has one home and one reason code.
+Input of at most ``LIMIT`` bytes is first tried with ``cbor2``. What it decodes is taken only if there are few enough
+items, every value is of a type that the rules allow, and the shortest encodings of all items together are exactly as
+long as the input: then every head was shortest and nothing followed. Whatever else happens there, the reader of this
+module reads the input again and decides, so that each rule has one home and one reason code.
 
 Writing is core deterministic (RFC 8949 section 4.2.1): shortest forms, keys in the order of their encoded bytes.
 """
@@ -77,12 +77,13 @@ def strict_loads(
     """
     if not 0 < len(data) <= limit:
         raise Reject(Code.SIZE, f"{len(data)} bytes of CBOR, allowed are 1 to {limit}")
-    if len(data) <= max_items:
+    if len(data) <= LIMIT:
         try:
             value = cbor2.loads(
                 data, max_depth=8, allow_indefinite=False, allow_duplicate_keys=False, semantic_decoders=_NO_TAGS
             )
-            if _shortest_size(value, max_depth) == len(data):
+            few = len(data) <= max_items or _count(value) <= max_items
+            if few and _shortest_size((value,), max_depth) == len(data):
                 return value  # type: ignore[no-any-return]  # _shortest_size knows no type beside those of Value
         except Exception:  # noqa: S110, BLE001  # the reader below decides, and names the reason
             pass
@@ -122,50 +123,46 @@ class _NoTags(dict[int, Any]):
 
 
 _NO_TAGS: Final = _NoTags()
+_KEY_TYPES: Final = frozenset({int, str})
 
 
-def _shortest_size(value: Any, depth: int) -> int:
-    """Bytes that the shortest encoding takes; ValueError for what rules 6 to 8 refuse."""
-    kind = type(value)
-    if kind is list:
-        elements: Any = value
-    elif kind is dict:
-        elements = value.values()
-        for key in value:
-            if type(key) is not int and type(key) is not str:
-                raise ValueError("key")
-    else:
-        return _scalar_size(value, kind)
-    if depth == 0:
-        raise ValueError("depth")
-    size = _head_size(len(value))
-    if kind is dict:
-        for key in value:
-            size += _scalar_size(key, type(key))
-    for element in elements:
-        kind = type(element)
-        size += _shortest_size(element, depth - 1) if kind is list or kind is dict else _scalar_size(element, kind)
+def _count(value: Any) -> int:
+    """How many items there are, keys and values counted alike."""
+    if type(value) is dict:
+        return 1 + len(value) + sum(map(_count, value.values()))
+    return 1 + sum(map(_count, value)) if type(value) is list else 1
+
+
+def _shortest_size(items: Any, depth: int) -> int:
+    """Bytes that the shortest encodings of these items take; ValueError for what rules 6 to 8 refuse."""
+    size = 0
+    for item in items:
+        kind = type(item)
+        if kind is int:
+            argument = item if item >= 0 else -1 - item
+        elif kind is bytes:
+            argument = len(item)
+            size += argument
+        elif kind is str:
+            argument = len(item) if item.isascii() else len(item.encode())
+            size += argument
+        elif kind is bool:
+            argument = 0
+        elif depth == 0:
+            raise ValueError("depth, or type")
+        elif kind is list:
+            argument = len(item)
+            size += _shortest_size(item, depth - 1)
+        elif kind is dict and _KEY_TYPES.issuperset(map(type, item)):
+            argument = len(item)
+            size += _shortest_size(item, 0) + _shortest_size(item.values(), depth - 1)
+        else:
+            raise ValueError("type")
+        if argument < 24:
+            size += 1
+        else:
+            size += 2 if argument < 1 << 8 else 3 if argument < 1 << 16 else 5 if argument < 1 << 32 else 9
     return size
-
-
-def _scalar_size(value: Any, kind: type) -> int:
-    if kind is int:
-        return _head_size(value if value >= 0 else -1 - value)
-    if kind is bytes:
-        size = len(value)
-    elif kind is str:
-        size = len(value) if value.isascii() else len(value.encode())
-    elif kind is bool:
-        return 1
-    else:
-        raise ValueError("type")
-    return size + _head_size(size)
-
-
-def _head_size(argument: int) -> int:
-    if argument < 24:
-        return 1
-    return 2 if argument < 1 << 8 else 3 if argument < 1 << 16 else 5 if argument < 1 << 32 else 9
 
 
 class _Reader:

@@ -16,7 +16,7 @@ A message is accepted only if all of these rules hold:
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -86,8 +86,7 @@ class SignedBytes:
     signed_bytes: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Sign1:
+class Sign1(NamedTuple):
     """A parsed message. Nothing in it is to be believed before ``verify`` has returned."""
 
     protected_bytes: bytes

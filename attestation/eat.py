@@ -32,10 +32,9 @@ Rules of the token:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from attestation import cose, keys
 from attestation.cbor import Value, strict_loads
@@ -88,8 +87,10 @@ class SlotState(IntEnum):
     UNDEFINED = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+_SLOT_STATES: Final = {int(state): state for state in SlotState}
+
+
+class Evidence(NamedTuple):
     """The envelope, opened. Nothing in it is verified."""
 
     anchor_id: bytes
@@ -98,8 +99,7 @@ class Evidence:
     token: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """The claims of a token. What the application says about itself: never a reason for more trust."""
 
     nonce: bytes
@@ -187,18 +187,15 @@ def read_token(claims: Mapping[int | str, Value]) -> Token:
     nonce = nonce_of(claims)
     if UEID not in claims:
         raise Reject(Code.EAT_UEID, "ueid (256) is missing")
-    if type(claims.get(DBGSTAT)) is not int or not 0 <= _as_int(claims[DBGSTAT]) < len(_DEBUG_STATES):
-        raise Reject(Code.EAT_DBGSTAT, "dbgstat (263) is missing or not an integer from 0 to 4")
-    if missing := _REQUIRED - claims.keys():
-        raise Reject(Code.EAT_CLAIM, f"claim {max(missing)} is missing")
-    if excess := claims.keys() - _REQUIRED - {CNF}:
-        raise Reject(Code.EAT_UNKNOWN, f"claim {sorted(map(str, excess))[0]} is not part of the profile")
+    debug_status = _debug_status(claims.get(DBGSTAT))
+    if claims.keys() != _REQUIRED:
+        _check_labels(claims)
     return Token(
         nonce=nonce,
         ueid=_ueid(claims[UEID]),
         oemid=_oemid(claims[OEMID]),
         hwmodel=_bytes(claims[HWMODEL], 1, 32, "hwmodel"),
-        debug_status=_DEBUG_STATES[_as_int(claims[DBGSTAT])],
+        debug_status=debug_status,
         boot_count=_uint(claims[BOOTCOUNT], "bootcount"),
         boot_seed=_bytes(claims[BOOTSEED], 8, 64, "bootseed"),
         name=_text(claims[SWNAME], 1, "swname"),
@@ -213,8 +210,18 @@ def read_token(claims: Mapping[int | str, Value]) -> Token:
     )
 
 
-def _as_int(value: Value) -> int:
-    return value if type(value) is int else -1
+def _check_labels(claims: Mapping[int | str, Value]) -> None:
+    """Rule 3."""
+    if missing := _REQUIRED - claims.keys():
+        raise Reject(Code.EAT_CLAIM, f"claim {max(missing)} is missing")
+    if excess := claims.keys() - _REQUIRED - {CNF}:
+        raise Reject(Code.EAT_UNKNOWN, f"claim {sorted(map(str, excess))[0]} is not part of the profile")
+
+
+def _debug_status(value: Value) -> DebugStatus:
+    if type(value) is not int or not 0 <= value < len(_DEBUG_STATES):
+        raise Reject(Code.EAT_DBGSTAT, "dbgstat (263) is missing or not an integer from 0 to 4")
+    return _DEBUG_STATES[value]
 
 
 def _uint(value: Value, name: str) -> int:
@@ -262,10 +269,10 @@ def _version(value: Value) -> str:
 
 
 def _slot_state(value: Value) -> SlotState:
-    try:
-        return SlotState(_uint(value, "slot state"))
-    except ValueError as error:
-        raise Reject(Code.EAT_CLAIM, f"slot state {value!r} is none of otadata's states") from error
+    state = _SLOT_STATES.get(_uint(value, "slot state"))
+    if state is None:
+        raise Reject(Code.EAT_CLAIM, f"slot state {value!r} is none of otadata's states")
+    return state
 
 
 def _data_images(value: Value) -> Mapping[str, Measurement]:

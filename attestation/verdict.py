@@ -69,8 +69,7 @@ class Context:
             raise ValueError("any_application and expected exclude each other")
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceClaims:
+class DeviceClaims(NamedTuple):
     """What the device proved or said, once the token's signature held. Certified parts come from the chain."""
 
     ueid: bytes

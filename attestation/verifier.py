@@ -274,11 +274,10 @@ class _Judge:
     def check_boot(self) -> str:
         claims, tier = self._claims, self.device.tier
         self_reported = tier is RootOfTrust.SELF_REPORTED
-        modes = set(self.policy.modes)
-        modes = modes | {Mode.NOT_CONFIGURED} if self_reported else modes - {Mode.NOT_CONFIGURED}
+        modes = self.policy.modes
         authorities = self.policy.sets.authorities
         for name, layer in (("bootloader", self.chain.bootloader), ("application", self.chain.application)):
-            if layer.mode not in modes:
+            if not (self_reported if layer.mode is Mode.NOT_CONFIGURED else layer.mode in modes):
                 raise Reject(Code.DICE_MODE, f"the {name} runs in mode {layer.mode}, which is not allowed here")
             zero = not any(layer.authority_hash)
             if zero and not self_reported:

@@ -3,8 +3,10 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Final
 
 from attestation.anchors import DeviceAnchor, Floors
+from attestation.dice_chain import ChainCache
 from attestation.keys import PrivateKey
 from attestation.nonce import KeyRing
 from attestation.policy import AttestationPolicySpec, Measurement
@@ -83,12 +85,23 @@ class Case:
         return frozenset(as_measurement(m) for m in self.target.measurements)
 
 
+CHAINS: Final = 1_000
+"""Chains that are remembered, about 6 KiB each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What the gateway signs and recognises with."""
+    """What the gateway signs and recognises with.
+
+    Args:
+        ring: nonce keys.
+        grant: signs grants.
+        chains: devices' chains that were verified before: an attempt brings each of its two chains twice.
+    """
 
     ring: KeyRing
     grant: PrivateKey
+    chains: ChainCache = field(default_factory=lambda: ChainCache(CHAINS), repr=False, compare=False)
 
 
 def as_measurement(pinned: PinnedMeasurement) -> Measurement:

@@ -258,6 +258,7 @@ def confirm(case: Case, request: ConfirmRequest, keys: Keys, *, now: int) -> tup
     judged = _judged(
         request.evidence,
         _context(case, keys, _CONFIRM, now, expected=case.wanted, boot_ids=case.grant_ids, slot_states=_VALID),
+        keys,
     )
     verdict = judged.verdict
     if not verdict.accepted:
@@ -307,13 +308,13 @@ def _context(
     )
 
 
-def _judged(evidence: bytes, context: verifier.Context) -> Judged:
-    return Judged(verifier.verify(evidence, context), evidence, context)
+def _judged(evidence: bytes, context: verifier.Context, keys: Keys) -> Judged:
+    return Judged(verifier.verify(evidence, context, chains=keys.chains), evidence, context)
 
 
 def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Verdict:
     known = case.before is Before.KNOWN
-    judged = _judged(evidence, _context(case, keys, Purpose.BEFORE, now, any_application=not known))
+    judged = _judged(evidence, _context(case, keys, Purpose.BEFORE, now, any_application=not known), keys)
     verdict = judged.verdict
     if verdict.accepted:
         return verdict
@@ -327,13 +328,14 @@ def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Ver
 
 
 def _as_target(case: Case, evidence: bytes, keys: Keys, now: int) -> Judged:
-    return _judged(evidence, _context(case, keys, Purpose.BEFORE, now, expected=case.wanted, slot_states=_VALID))
+    return _judged(evidence, _context(case, keys, Purpose.BEFORE, now, expected=case.wanted, slot_states=_VALID), keys)
 
 
 def _as_installed(case: Case, evidence: bytes, keys: Keys, purpose: Purpose, now: int) -> Judged:
     return _judged(
         evidence,
         _context(case, keys, purpose, now, expected=case.wanted, boot_ids=case.grant_ids, slot_states=_INSTALLED),
+        keys,
     )
 
 
