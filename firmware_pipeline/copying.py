@@ -31,7 +31,7 @@ from firmware_pipeline.oci import (
 )
 from firmware_pipeline.signing import formats
 from firmware_pipeline.store import ArtifactStore, Blob, Progress, RawManifest
-from firmware_pipeline.together import ask_together, transfer_together
+from firmware_pipeline.together import ask_together, asked_meanwhile, transfer_together
 
 ATTACHED_TAGS: Final = (".sig", ".att", ".sbom")
 MAX_DEPTH: Final = 3
@@ -88,11 +88,12 @@ class Copier:
         Raises:
             PipelineError: ArtifactMalformed for what is no manifest; as the stores.
         """
-        transfer_together(self._transfer, self._blobs(digest), self._say if self._progress else None)
-        found = self._manifest(digest)
-        names = [digest, *self._children(found)]
-        for name, seen in zip(names, ask_together(self._look, names), strict=True):
-            self._attached(name, seen, MAX_DEPTH)
+        names = [digest, *self._children(self._source.get_manifest(digest))]
+        with asked_meanwhile(self._look, names) as answers:
+            transfer_together(self._transfer, self._blobs(digest), self._say if self._progress else None)
+            found = self._manifest(digest)
+            for name, seen in zip(names, answers, strict=True):
+                self._attached(name, seen, MAX_DEPTH)
         return found
 
     def _children(self, found: RawManifest) -> list[str]:

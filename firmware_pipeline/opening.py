@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from firmware_pipeline import artifact, config
 from firmware_pipeline.artifact import ChipArtifact, Layer
@@ -16,12 +16,12 @@ from firmware_pipeline.layout import LayoutStore
 from firmware_pipeline.oci import Descriptor, Index, malformed
 from firmware_pipeline.plan import MAX_FILE_SIZE
 from firmware_pipeline.reference import LAYOUT_PREFIX, Reference, layout_reference, parse_reference
-from firmware_pipeline.signing.keys import TrustedKey
-from firmware_pipeline.signing.policy import VerificationPolicy
-from firmware_pipeline.signing.release import read_sequence
-from firmware_pipeline.signing.verify import verify as judge_artifact
 from firmware_pipeline.store import ArtifactStore, Progress
 from firmware_pipeline.together import ask_together
+
+if TYPE_CHECKING:  # `cryptography` is loaded where something is signed or judged
+    from firmware_pipeline.signing.keys import TrustedKey
+    from firmware_pipeline.signing.policy import VerificationPolicy
 
 DEFAULT_OPTIONS: Final = ClientOptions()
 
@@ -113,7 +113,7 @@ def moved_tags(store: ArtifactStore, tags: Sequence[str], digest: str) -> dict[s
     return found
 
 
-def verify(store: ArtifactStore, digest: str, keys: Sequence[TrustedKey], threshold: int = 1) -> VerifiedIndex:
+def verify(store: ArtifactStore, digest: str, keys: "Sequence[TrustedKey]", threshold: int = 1) -> VerifiedIndex:
     """Judge the signatures of an index, then read it.
 
     Args:
@@ -125,10 +125,12 @@ def verify(store: ArtifactStore, digest: str, keys: Sequence[TrustedKey], thresh
     Raises:
         PipelineError: SignersNotConfigured, UnsignedArtifact, SignatureInvalid, SignatureThreshold; as `open_index`.
     """
+    from firmware_pipeline.signing.policy import VerificationPolicy
+
     return verify_policy(store, digest, VerificationPolicy(keys, threshold))
 
 
-def verify_policy(store: ArtifactStore, digest: str, policy: VerificationPolicy) -> VerifiedIndex:
+def verify_policy(store: ArtifactStore, digest: str, policy: "VerificationPolicy") -> VerifiedIndex:
     """Judge an index by everything a policy demands, then read it.
 
     Args:
@@ -139,6 +141,8 @@ def verify_policy(store: ArtifactStore, digest: str, policy: VerificationPolicy)
     Raises:
         PipelineError: the reasons of `signing.policy.judge`; as `open_index`.
     """
+    from firmware_pipeline.signing.verify import verify as judge_artifact
+
     judgement = judge_artifact(store, digest, policy)
     return VerifiedIndex(digest, open_index(store, digest), judgement.signers)
 
@@ -205,6 +209,8 @@ def open_manifest(store: ArtifactStore, manifest_digest: str, chip: str, *, size
     statement = store.read_blob(found.release, max_bytes=artifact.MAX_RELEASE_BYTES) if found.release else None
     opened = artifact.read_chip(found, config_bytes, chip, statement)
     if statement is not None:
+        from firmware_pipeline.signing.release import read_sequence
+
         read_sequence(statement, opened.config)
     return opened
 

@@ -8,7 +8,7 @@ is one, `<chip>/release.cose`. A file that fails its check does not appear; thos
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from firmware_pipeline.artifact import ChipArtifact, Layer
 from firmware_pipeline.config import dumps
@@ -28,9 +28,11 @@ from firmware_pipeline.opening import (
     verify,
 )
 from firmware_pipeline.reference import Reference, check_tag, parse_reference
-from firmware_pipeline.signing.keys import TrustedKey
 from firmware_pipeline.store import ArtifactStore, atomic_file
 from firmware_pipeline.together import transfer_together
+
+if TYPE_CHECKING:
+    from firmware_pipeline.signing.keys import TrustedKey
 
 PullProgress: TypeAlias = Callable[[str, int, int], None]
 """Called as progress(what, bytes done, bytes in total), from several threads."""
@@ -79,7 +81,7 @@ def pull(
     chip: str,
     output: Path,
     *,
-    keys: Sequence[TrustedKey] | None,
+    keys: "Sequence[TrustedKey] | None",
     threshold: int = 1,
     options: ClientOptions = DEFAULT_OPTIONS,
     store: ArtifactStore | None = None,
@@ -130,7 +132,7 @@ def copy(
     source: Reference | str,
     target: Reference | str,
     *,
-    keys: Sequence[TrustedKey] | None = None,
+    keys: "Sequence[TrustedKey] | None" = None,
     threshold: int = 1,
     options: ClientOptions = DEFAULT_OPTIONS,
     also_tags: Sequence[str] = (),

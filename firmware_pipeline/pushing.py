@@ -7,7 +7,7 @@ fails or is interrupted, no tag ever names something incomplete or unsigned.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from firmware_pipeline import artifact, config
 from firmware_pipeline.artifact import PackedChip
@@ -28,10 +28,11 @@ from firmware_pipeline.opening import (
 )
 from firmware_pipeline.plan import BuildPlan
 from firmware_pipeline.reference import Reference, check_tag, parse_reference
-from firmware_pipeline.signing.keys import Signer, TrustedKey
-from firmware_pipeline.signing.release import ReleaseKey, mint_release
-from firmware_pipeline.signing.sign import sign_all
 from firmware_pipeline.store import ArtifactStore, Blob, Progress
+
+if TYPE_CHECKING:  # loaded where something is signed
+    from firmware_pipeline.signing.keys import Signer, TrustedKey
+    from firmware_pipeline.signing.release import ReleaseKey
 
 PushProgress: TypeAlias = Callable[[str, int, int], None]
 """Called as progress(what, bytes done, bytes in total)."""
@@ -43,7 +44,7 @@ Attach: TypeAlias = Callable[[ArtifactStore, Descriptor, Sequence[Descriptor]], 
 class Release:
     """What makes a push a release: the owner's offline key, and a number that only grows."""
 
-    key: ReleaseKey
+    key: "ReleaseKey"
     sequence: int
 
 
@@ -119,7 +120,7 @@ def push(
     plans: Sequence[BuildPlan],
     reference: Reference | str,
     *,
-    signer: Signer | None,
+    signer: "Signer | None",
     release: Release | None,
     options: ClientOptions = DEFAULT_OPTIONS,
     store: ArtifactStore | None = None,
@@ -208,8 +209,8 @@ def index(
     references: Sequence[Reference | str],
     reference: Reference | str,
     *,
-    signer: Signer | None,
-    keys: Sequence[TrustedKey] | None = None,
+    signer: "Signer | None",
+    keys: "Sequence[TrustedKey] | None" = None,
     threshold: int = 1,
     options: ClientOptions = DEFAULT_OPTIONS,
     also_tags: Sequence[str] = (),
@@ -288,8 +289,11 @@ def _pack(plans: Sequence[BuildPlan], release: Release | None, annotations: Mapp
 
 
 def _pack_chip(plan: BuildPlan, release: Release | None) -> PackedChip:
-    statement = mint_release(config.from_plan(plan), release.sequence, release.key) if release else None
-    return artifact.pack_chip(plan, statement)
+    if release is None:
+        return artifact.pack_chip(plan)
+    from firmware_pipeline.signing.release import mint_release
+
+    return artifact.pack_chip(plan, mint_release(config.from_plan(plan), release.sequence, release.key))
 
 
 def _size(packed: _Packed) -> int:
@@ -302,7 +306,7 @@ def _publish(
     raw: bytes,
     entries: Sequence[Descriptor],
     tags: Sequence[str],
-    signer: Signer | None,
+    signer: "Signer | None",
     identity: str,
     attach: Attach | None,
 ) -> tuple[str, dict[str, str]]:
@@ -310,6 +314,8 @@ def _publish(
     digest = store.put_manifest(raw, INDEX_TYPE)
     top = Descriptor(media_type=INDEX_TYPE, digest=digest, size=len(raw))
     if signer is not None:
+        from firmware_pipeline.signing.sign import sign_all
+
         sign_all(store, [*entries, top], signer, identity)
     if attach is not None:
         attach(store, top, entries)

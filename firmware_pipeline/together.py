@@ -2,8 +2,9 @@
 """What a registry is asked at the same time: questions do not wait for each other's answers, and transfers read, hash and
 write side by side."""
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
@@ -18,6 +19,18 @@ def ask_together(ask: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """`ask` of every item, in their order; the first error, in that order, is raised."""
     with ThreadPoolExecutor(PARALLEL) as pool:
         return list(pool.map(ask, items))
+
+
+@contextlib.contextmanager
+def asked_meanwhile(ask: Callable[[T], R], items: Iterable[T]) -> Iterator[Iterator[R]]:
+    """The same while the body runs; yields the answers, in the items' order. A body that fails waits for what is being
+    asked, but nothing further is."""
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        try:
+            yield pool.map(ask, items)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def transfer_together(

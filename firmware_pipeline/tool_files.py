@@ -10,10 +10,10 @@ Sources: ESP Web Tools' manifest format; `esptool write-flash @flash_args`.
 import json
 from pathlib import Path
 
-from firmware_pipeline import api
 from firmware_pipeline.artifact import ChipArtifact, chips
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.chips import by_target
+from firmware_pipeline.opening import fetch_layer, open_chip, open_index
 from firmware_pipeline.store import ArtifactStore, atomic_file
 
 
@@ -53,7 +53,7 @@ def write_flash_args(store: ArtifactStore, digest: str, folder: Path) -> list[Pa
 
 
 def _fetch(store: ArtifactStore, digest: str, folder: Path) -> list[ChipArtifact]:
-    found = [api.open_chip(store, digest, name) for name in chips(api.open_index(store, digest))]
+    found = [open_chip(store, digest, name) for name in chips(open_index(store, digest))]
     for chip in found:
         for layer in chip.layers:
             if layer.image.encrypt:
@@ -64,7 +64,7 @@ def _fetch(store: ArtifactStore, digest: str, folder: Path) -> list[ChipArtifact
                 )
     for chip in found:
         for layer in chip.layers:
-            api.fetch_layer(store, layer, folder / layer.title)
+            fetch_layer(store, layer, folder / layer.title)
     return found
 
 

@@ -6,12 +6,15 @@ from typing import Any
 
 from firmware_pipeline.artifact import ChipArtifact
 from firmware_pipeline.config import dumps
-from firmware_pipeline.signing.release import read_sequence
 
 
 def describe_chip(chip: ChipArtifact) -> dict[str, Any]:
     """The chip's part of `inspect --json`, and what `pull --json` adds."""
-    statement = chip.release_statement
+    sequence, statement = None, chip.release_statement
+    if statement is not None:
+        from firmware_pipeline.signing.release import read_sequence
+
+        sequence = read_sequence(statement, chip.config)
     return {
         "chip": chip.target,
         "manifest": chip.manifest_digest,
@@ -19,5 +22,5 @@ def describe_chip(chip: ChipArtifact) -> dict[str, Any]:
         "configDigest": chip.config_digest,
         "layers": [{"title": layer.title, "digest": layer.descriptor.digest} for layer in chip.layers],
         "releaseDigest": chip.release_digest,
-        "releaseSequence": read_sequence(statement, chip.config) if statement else None,
+        "releaseSequence": sequence,
     }

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from typer import Argument
 
-from firmware_pipeline import api
 from firmware_pipeline.cli.options import AlsoTag, AsJson, DigestFile, Keys, Login, Quiet, Ref, Threshold
 from firmware_pipeline.cli.running import client_options, err, progress, tell_moved, trusted_keys, verb, write_digest
+from firmware_pipeline.opening import locate
+from firmware_pipeline.pulling import copy
 
 
 @verb
@@ -32,10 +33,10 @@ def command(
     if threshold != 1 and not key:
         raise typer.BadParameter("--threshold needs --key")
     trusted = trusted_keys(key) if key else None
-    there = api.locate(target)
+    there = locate(target)
     with progress(quiet) as update:
-        copied = api.copy(
-            api.locate(reference),
+        copied = copy(
+            locate(reference),
             there,
             keys=trusted,
             threshold=threshold,

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from typer import Argument
 
-from firmware_pipeline import api
 from firmware_pipeline.cli.options import AsJson, Login, Ref
 from firmware_pipeline.cli.running import client_options, verb
+from firmware_pipeline.inspection import diff
+from firmware_pipeline.opening import locate
 
 DIFFERENT = 1
 
@@ -26,8 +27,8 @@ def command(
 
     Digests are checked, signatures neither judged nor compared. --username names the user at the second registry.
     """
-    old, new = api.locate(reference), api.locate(other)
-    changes = api.diff(old, new, options=client_options(login, new))
+    old, new = locate(reference), locate(other)
+    changes = diff(old, new, options=client_options(login, new))
     if as_json:
         rows = [
             {"chip": change.chip, "path": change.path, "kind": change.kind, "old": change.old, "new": change.new}

@@ -18,8 +18,8 @@ from firmware_pipeline.sbom import read_sbom
 from firmware_pipeline.signing.keys import Signer
 
 
-def attach_callback(attachments: Attachments, signer: Signer | None) -> Attach | None:
-    """What `push`, `pack` and `index` attach; None for nothing. All files are read and checked here, before anything is
+def attach_callback(attachments: Attachments, signer: Signer | None) -> Attach:
+    """What `push`, `pack` and `index` attach. All files are read and checked here, before anything is
     stored.
 
     Raises:
@@ -30,8 +30,6 @@ def attach_callback(attachments: Attachments, signer: Signer | None) -> Attach |
     if attachments.builder is not None:
         make_provenance([], attachments.builder, {})
     sboms = [_sbom(text) for text in attachments.sbom or ()]
-    if not sboms and attachments.builder is None:
-        return None
     if signer is None:
         err("warning: what is attached is not signed (--sign): no policy will count it.")
     return attaching(sboms, attachments.builder, os.environ, signer)

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from firmware_pipeline import api
 from firmware_pipeline.archive import Chosen, export
 from firmware_pipeline.cli.options import AsJson, Login, Quiet
 from firmware_pipeline.cli.running import client_options, err, progress, verb
 from firmware_pipeline.layout import SIGNATURE_TAG, LayoutStore
+from firmware_pipeline.opening import locate, open_store, resolve
 from firmware_pipeline.store import ArtifactStore
 from firmware_pipeline.tool_files import write_esp_web_tools, write_flash_args
 
@@ -45,11 +45,11 @@ def command(
         raise typer.BadParameter("--esp-web-tools and --flash-args take one reference")
     chosen, pinned, logins = [], [], {}
     for text in references:
-        where = api.locate(text)
+        where = locate(text)
         if where.host not in logins:  # a password on standard input can be read once
             logins[where.host] = client_options(login, where)
-        store = api.open_store(where, logins[where.host])
-        digest = api.resolve(store, where)
+        store = open_store(where, logins[where.host])
+        digest = resolve(store, where)
         chosen.append(Chosen(store, digest, where.tag or tag or _own_tag(store, digest)))
         pinned.append(str(where.at(digest)))
     report: dict[str, object] = {"references": pinned}

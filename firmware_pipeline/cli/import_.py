@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from firmware_pipeline import api
 from firmware_pipeline.archive import load
 from firmware_pipeline.cache import BlobCache
 from firmware_pipeline.cli.options import AsJson, Login, Quiet
 from firmware_pipeline.cli.running import client_options, progress, verb
 from firmware_pipeline.layout import LayoutStore
+from firmware_pipeline.opening import locate, open_store
 from firmware_pipeline.store import ArtifactStore
 
 
@@ -35,10 +35,10 @@ def command(
     if cache is not None:
         target = LayoutStore(BlobCache(cache).root)
     else:
-        where = api.locate(str(destination))
+        where = locate(str(destination))
         if where.tag or where.digest:
             raise typer.BadParameter(f"the archive's own tags are kept: leave tag and digest out of {destination!r}")
-        target = api.open_store(where, client_options(login, where), push=True, create=True)
+        target = open_store(where, client_options(login, where), push=True, create=True)
     with progress(quiet) as update:
         found = load(source, target, update)
     if as_json:

@@ -5,8 +5,6 @@ from typing import Annotated
 
 from typer import Argument, BadParameter
 
-from firmware_pipeline import api
-from firmware_pipeline.cli.documents import attach_callback
 from firmware_pipeline.cli.options import (
     AlsoTag,
     Annotation,
@@ -20,7 +18,9 @@ from firmware_pipeline.cli.options import (
     Threshold,
 )
 from firmware_pipeline.cli.running import client_options, err, load_signing_key, pairs, progress, trusted_keys, verb
-from firmware_pipeline.cli.storing import report
+from firmware_pipeline.cli.storing import attach_callback, report
+from firmware_pipeline.opening import locate
+from firmware_pipeline.pushing import index
 
 
 @verb
@@ -45,12 +45,12 @@ def command(
         raise BadParameter("--threshold needs --key")
     trusted = trusted_keys(key) if key else None
     signer = load_signing_key(sign)
-    where = api.locate(reference)
+    where = locate(reference)
     if signer is None:
         err("warning: not signed (--sign): no FlashJob will accept it.")
     with progress(quiet) as update:
-        pushed = api.index(
-            [api.locate(child) for child in children],
+        pushed = index(
+            [locate(child) for child in children],
             where,
             signer=signer,
             keys=trusted,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`push`: builds into a registry."""
 
-from firmware_pipeline import api
 from firmware_pipeline.cli.options import AlsoTag, Attachments, Build, Describe, Inputs, Login, Output, Ref, Signing
 from firmware_pipeline.cli.running import client_options, verb
 from firmware_pipeline.cli.storing import store_builds
+from firmware_pipeline.opening import locate
 
 
 @verb
@@ -20,7 +20,7 @@ def command(
     also_tag: AlsoTag = None,
 ) -> None:
     """Push one release for one or several chips; sign it; set the tags last. Prints REF@sha256:..."""
-    where = api.locate(reference)
+    where = locate(reference)
     store_builds(
         inputs,
         where,

@@ -122,10 +122,10 @@ def load_signing_key(text: str | None) -> "Signer | None":
     Raises:
         PipelineError: KeyMalformed, SignerFailed.
     """
-    from firmware_pipeline.signing.signers import open_signer
-
     if text is None:
         return None
+    from firmware_pipeline.signing.signers import open_signer
+
     if ":" not in text:
         read_file(Path(text))
     return open_signer(text, key_password())

@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from firmware_pipeline import api
-from firmware_pipeline.cli.documents import attach_callback
 from firmware_pipeline.cli.options import Attachments, Build, Describe, Output, Signing
 from firmware_pipeline.cli.running import (
     err,
@@ -28,9 +27,11 @@ from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.inputs.build_list import load_builds
 from firmware_pipeline.inputs.reconcile import Overrides
 from firmware_pipeline.plan import BuildPlan
+from firmware_pipeline.pushing import Attach, Preview, Pushed, Release, preview, push
 from firmware_pipeline.reference import Reference
-from firmware_pipeline.signing.keys import Signer
-from firmware_pipeline.signing.release import load_release_key
+
+if TYPE_CHECKING:
+    from firmware_pipeline.signing.keys import Signer
 
 CREATED = "org.opencontainers.image.created"
 
@@ -50,7 +51,7 @@ def store_builds(
     """Load, sign, store, report; with `--dry-run` load and show.
 
     Raises:
-        PipelineError: as `load_builds`, `api.push` and `api.preview`.
+        PipelineError: as `load_builds`, `push` and `preview`.
     """
     annotations = index_annotations(describe, os.environ)
     signer, release = load_keys(signing)
@@ -66,13 +67,11 @@ def store_builds(
     if release is None:
         err("warning: no release statement (--release-key, --sequence): devices will not install it.")
     if output.dry_run:
-        preview = api.preview(
-            plans, where, release=release, options=options, also_tags=also_tags, annotations=annotations
-        )
-        show(preview, output)
+        found = preview(plans, where, release=release, options=options, also_tags=also_tags, annotations=annotations)
+        show(found, output)
         return
     with progress(output.quiet) as update:
-        pushed = api.push(
+        pushed = push(
             plans,
             where,
             signer=signer,
@@ -84,6 +83,19 @@ def store_builds(
             attach=attach,
         )
     report(pushed, output.digest_file, output.as_json, output.quiet)
+
+
+def attach_callback(attachments: Attachments, signer: "Signer | None") -> Attach | None:
+    """See `documents`, which is loaded only where something is to be attached.
+
+    Raises:
+        PipelineError: SbomMalformed, ProvenanceMalformed.
+    """
+    if not (attachments.sbom or attachments.provenance or attachments.builder is not None):
+        return None
+    from firmware_pipeline.cli import documents
+
+    return documents.attach_callback(attachments, signer)
 
 
 def demand(plans: Sequence[BuildPlan], features: Sequence[str]) -> list[BuildPlan]:
@@ -128,7 +140,7 @@ def index_annotations(describe: Describe, environment: Mapping[str, str]) -> dic
     return {CREATED: moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), **found}
 
 
-def load_keys(signing: Signing) -> tuple[Signer | None, api.Release | None]:
+def load_keys(signing: Signing) -> "tuple[Signer | None, Release | None]":
     """Signer and release that the options name.
 
     Raises:
@@ -139,11 +151,13 @@ def load_keys(signing: Signing) -> tuple[Signer | None, api.Release | None]:
     signer = load_signing_key(signing.sign)
     if signing.release_key is None or signing.sequence is None:
         return signer, None
+    from firmware_pipeline.signing.release import load_release_key
+
     key = load_release_key(read_file(signing.release_key), str(signing.release_key), key_password())
-    return signer, api.Release(key, signing.sequence)
+    return signer, Release(key, signing.sequence)
 
 
-def report(pushed: api.Pushed, digest_file: Path | None, as_json: bool, quiet: bool) -> None:
+def report(pushed: Pushed, digest_file: Path | None, as_json: bool, quiet: bool) -> None:
     """Tell what was stored: the last line is the pinned reference, or the only one a JSON object."""
     write_digest(digest_file, pushed.reference)
     tell_moved(pushed.moved)
@@ -155,7 +169,7 @@ def report(pushed: api.Pushed, digest_file: Path | None, as_json: bool, quiet: b
     typer.echo(str(pushed.reference))
 
 
-def describe_pushed(pushed: api.Pushed) -> dict[str, object]:
+def describe_pushed(pushed: Pushed) -> dict[str, object]:
     """The JSON of `push`, `pack` and `index`."""
     return {
         "reference": str(pushed.reference),
@@ -171,7 +185,7 @@ def describe_pushed(pushed: api.Pushed) -> dict[str, object]:
     }
 
 
-def show(preview: api.Preview, output: Output) -> None:
+def show(preview: Preview, output: Output) -> None:
     """What a push would store. `--digest-file` is written too: the digest is the one that a push would give."""
     write_digest(output.digest_file, preview.reference)
     manifests = [*((chip.target, chip.manifest) for chip in preview.chips), ("index", preview.index)]

@@ -66,6 +66,45 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
     assert all(re.search(rf"^  {verb} ", done.stdout, re.MULTILINE) for verb in VERBS)
 
 
+HEAVY = {
+    "cryptography", "requests", "oras", "rich", "http.server", "cbor2", "attestation.cose",
+    "firmware_pipeline.api", "firmware_pipeline.inspection", "firmware_pipeline.inputs.detect",
+    "firmware_pipeline.cache",
+}  # fmt: skip
+JUDGING = {"cryptography", "cbor2", "attestation.cose"}
+NEEDED = {
+    "copy": set(), "pull": set(), "export": set(), "import_": {"firmware_pipeline.cache"},
+    "push": {"firmware_pipeline.inputs.detect"}, "pack": {"firmware_pipeline.inputs.detect"},
+    "index": {"firmware_pipeline.inputs.detect"}, "gc": {"firmware_pipeline.cache"},
+    "inspect": {"firmware_pipeline.inspection", *JUDGING}, "diff": {"firmware_pipeline.inspection", *JUDGING},
+    "verify": JUDGING, "serve": {"firmware_pipeline.cache", "http.server"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", NEEDED)
+def test_a_verb_imports_what_it_needs_and_no_more(module: str) -> None:
+    """Half of a short call's time would be imports: registries, keys and bars are loaded where one is used."""
+    script = f"import sys, firmware_pipeline.cli.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == NEEDED[module]
+
+
+def test_a_copy_of_what_is_not_released_loads_no_cryptography(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Nor does it show bars where nobody looks."""
+    shell(f"firmware-pipeline pack {' '.join(builds.write_parts(tmp_path))} -o layout", tmp_path, environment)
+    script = """
+import sys
+from firmware_pipeline.cli import app
+try: app(["cp", "oci:layout:latest", "oci:copy:1"])
+except SystemExit as end: assert not end.code
+print({"cryptography", "rich", "requests", "firmware_pipeline.api"} & sys.modules.keys())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
+
+
 def test_version_names_what_security_rests_on(tmp_path: Path, environment: dict[str, str]) -> None:
     first, libraries = shell("firmware-pipeline --version", tmp_path, environment).stdout.splitlines()
     assert re.fullmatch(r"firmware-pipeline \d+\.\d+\.\d+", first)
