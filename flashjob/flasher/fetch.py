@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches what one target pins, and nothing that it does not pin. Synchronous: run it in a thread.
+"""Fetches what one target pins, and nothing that it does not pin.
 
 Rules (tests name them):
 
@@ -8,22 +8,32 @@ Rules (tests name them):
 2. A node cache and a mirror, where the environment names them, are asked before the registry; every byte of theirs is
    compared with its digest like the registry's own. A mirror that fails is passed over.
 3. A registry that cannot be reached, and a digest it does not know, are reasons of their own.
+4. A pod fetches each target once, in a thread, and waits for it no longer than each assignment's fetch_seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 from firmware_pipeline import api
 from firmware_pipeline.cache import BlobCache
 from firmware_pipeline.cached_store import CachedStore, MirroredStore, mirror_store
+from firmware_pipeline.credentials import load_credentials
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.store import ArtifactStore, Progress
+from flashjob.errors import FlashJobError
 from flashjob.flasher.run import Firmware
 from flashjob.flasher.transports.base import problem
 from flashjob.pipeline_reasons import artifact_error
+from flashjob.wire import pod
+from flashjob.wire.pod import Assignment
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
 
@@ -51,7 +61,7 @@ def nearest(store: ArtifactStore, target: Target, cache_dir: str | None, mirror:
 
 
 def fetch(store: ArtifactStore, target: Target, work_dir: Path, progress: Progress | None = None) -> Firmware:
-    """Fetch and check by rules 1 and 3.
+    """Fetch and check by rules 1 and 3. Synchronous.
 
     Args:
         store: the target's repository.
@@ -77,3 +87,46 @@ def fetch(store: ArtifactStore, target: Target, work_dir: Path, progress: Progre
         return Firmware(chip.config, path.read_bytes(), chip.release_statement)
     except PipelineError as error:
         raise artifact_error(error) from error
+
+
+class Fetcher:
+    """Fetches each target once, however many devices of the pod want it (rule 4)."""
+
+    def __init__(self, work_dir: Path, environment: Mapping[str, str]) -> None:
+        self._work_dir, self._environment = work_dir, environment
+        self._running: dict[str, asyncio.Future[Firmware]] = {}
+
+    async def get(self, assignment: Assignment) -> Firmware:
+        """The firmware of an assignment. Raises FlashJobError; FetchTimeout after the assignment's fetch_seconds."""
+        target, seconds = assignment.target, assignment.timeouts.fetch_seconds
+        running = self._running.get(target.manifest_digest)
+        if running is None:
+            running = self._running[target.manifest_digest] = asyncio.wrap_future(self._begin(target))
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(running)
+        except TimeoutError as error:
+            raise problem(Reason.FETCH_TIMEOUT, f"{target.repository}: not fetched after {seconds} s") from error
+
+    def _begin(self, target: Target) -> Future[Firmware]:
+        """In a thread that nobody waits for at the end: a registry that hangs does not keep the pod from ending."""
+        done: Future[Firmware] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(self._fetch(target))
+            except (FlashJobError, OSError, ValueError) as error:
+                done.set_exception(error)
+
+        Thread(target=copy_context().run, args=(work,), name="fetch", daemon=True).start()
+        return done
+
+    def _fetch(self, target: Target) -> Firmware:
+        try:
+            credentials = load_credentials(self._environment)
+            options = api.ClientOptions(credentials=credentials, plain_http=target.plain_http)
+            store = api.open_store(f"{target.repository}@{target.index_digest}", options)
+        except PipelineError as error:
+            raise FlashJobError(Reason.REGISTRY_UNAUTHORIZED.value, error.message, error.next_step) from error
+        near = nearest(store, target, self._environment.get(pod.ENV_CACHE_DIR), self._environment.get(pod.ENV_MIRROR))
+        return fetch(near, target, self._work_dir)

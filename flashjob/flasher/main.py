@@ -7,38 +7,36 @@ Exit codes (wire/exit_codes.py; no verdict rests on them):
     1    at least one attempt failed after its first byte, or could not be carried out
     2    the environment is wrong
     3    nothing was written: every attempt was refused before its first byte
-    143  told to stop (SIGTERM): writers were killed and ports released first
+    143  told to stop (SIGTERM): what was written was proven first where there was time, else it was stopped (pod.py)
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from firmware_pipeline import api
-from firmware_pipeline.credentials import load_credentials
-from firmware_pipeline.errors import PipelineError
 from flashjob.errors import FlashJobError
-from flashjob.flasher.fetch import fetch, nearest
+from flashjob.flasher.fetch import Fetcher
 from flashjob.flasher.gateway_client import GatewayClient
-from flashjob.flasher.judge import Judge
-from flashjob.flasher.run import Attempt, Firmware
+from flashjob.flasher.pod import BEFORE_BYTE_ONE, Pod
+from flashjob.flasher.tail import TailHandler
 from flashjob.flasher.transports.base import Transport, problem
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.wire import pod
 from flashjob.wire.exit_codes import ExitCode
-from flashjob.wire.gateway import DeviceResult, PodResult, Progress, Stage
+from flashjob.wire.gateway import DeviceResult, PodResult
 from flashjob.wire.pod import Assignment, Assignments, TransportKind
 from flashjob.wire.reasons import Reason
-from flashjob.wire.target import Target
 
 ENV_BAUD = "FLASHJOB_BAUD"
 """Line rate of serial transfers in baud; default 460800."""
@@ -87,88 +85,21 @@ def read_environment(environment: Mapping[str, str]) -> Settings:
     )
 
 
-class Fetcher:
-    """Fetches each target once, however many devices of the pod want it."""
-
-    def __init__(self, work_dir: Path, environment: Mapping[str, str]) -> None:
-        self._work_dir, self._environment = work_dir, environment
-        self._running: dict[str, asyncio.Task[Firmware]] = {}
-
-    async def get(self, assignment: Assignment) -> Firmware:
-        """The firmware of an assignment. Raises FlashJobError; FetchTimeout after the assignment's fetch_seconds."""
-        target, seconds = assignment.target, assignment.timeouts.fetch_seconds
-        task = self._running.get(target.manifest_digest)
-        if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._fetch, target))
-            self._running[target.manifest_digest] = task
-        try:
-            async with asyncio.timeout(seconds):
-                return await asyncio.shield(task)
-        except TimeoutError as error:
-            raise problem(Reason.FETCH_TIMEOUT, f"{target.repository}: not fetched after {seconds} s") from error
-
-    def _fetch(self, target: Target) -> Firmware:
-        try:
-            credentials = load_credentials(self._environment)
-            options = api.ClientOptions(credentials=credentials, plain_http=target.plain_http)
-            store = api.open_store(f"{target.repository}@{target.index_digest}", options)
-        except PipelineError as error:
-            raise FlashJobError(Reason.REGISTRY_UNAUTHORIZED.value, error.message, error.next_step) from error
-        near = nearest(store, target, self._environment.get(pod.ENV_CACHE_DIR), self._environment.get(pod.ENV_MIRROR))
-        return fetch(near, target, self._work_dir)
-
-
-async def run_pod(settings: Settings, environment: Mapping[str, str]) -> list[DeviceResult]:
-    """Carry out all attempts, side by side; returns their results in the assignments' order."""
-    fetcher = Fetcher(settings.work_dir, environment)
-    async with GatewayClient(settings.gateway_url, settings.token_file, settings.ca_file) as gateway:
-        attempts = [_attempt(settings, fetcher, gateway.judge(item.task), item) for item in settings.assignments.items]
-        return await asyncio.gather(*attempts)
-
-
-async def _attempt(settings: Settings, fetcher: Fetcher, judge: Judge, assignment: Assignment) -> DeviceResult:
-    try:
-        await judge.progress(Progress(attempt=assignment.attempt, stage=Stage.FETCHING))
-        firmware = await fetcher.get(assignment)
-        transport = _transport(settings, assignment)
-    except FlashJobError as error:
-        result = DeviceResult.model_validate(
-            {
-                "task": assignment.task,
-                "attempt": assignment.attempt,
-                "stage": Stage.FETCHING,
-                "ok": False,
-                "reason": error.reason,
-                "message": error.message[:1024],
-            }
-        )
-        try:
-            await judge.result(result)
-        except FlashJobError as unreported:
-            sys.stderr.write(f"{assignment.task}: result not reported: {unreported}\n")
-        return result
-    return await Attempt(assignment, firmware, transport, judge).run()
-
-
-def _transport(settings: Settings, assignment: Assignment) -> Transport:
-    if assignment.transport is TransportKind.SERIAL and settings.port:
-        return SerialTransport(settings.port, settings.work_dir, baud=settings.baud)
-    if assignment.transport is TransportKind.NETWORK and assignment.address:
-        return NetworkTransport(assignment.address)
-    raise problem(Reason.TRANSPORT_UNSUPPORTED, f"{assignment.transport.value}: no port or address is given")
-
-
 def termination_message(results: list[DeviceResult]) -> str:
     """The pod's last words within Kubernetes' limit.
 
-    What does not fit goes in this order: hardware and timings, the ends of messages, whole messages, the last devices.
+    What does not fit goes in this order: logs of what went well, the beginnings of the other logs, all logs with hardware
+    and timings, the ends of messages, whole messages, the last devices.
     """
     return next(text for text in _ever_shorter(results) if len(text.encode()) <= pod.TERMINATION_LIMIT)
 
 
 def _ever_shorter(results: list[DeviceResult]) -> Iterator[str]:
     yield _words(results)
-    slim = [result.model_copy(update={"hardware": None, "seconds": {}}) for result in results]
+    failed = [item if not item.ok else item.model_copy(update={"log": ""}) for item in results]
+    yield _words(failed)
+    yield _words([item.model_copy(update={"log": item.log[-300:]}) for item in failed])
+    slim = [result.model_copy(update={"hardware": None, "seconds": {}, "log": ""}) for result in results]
     for length in (1024, 200, 60, 0):
         yield _words([item.model_copy(update={"message": item.message[:length]}) for item in slim])
     for count in range(len(slim) - 1, 0, -1):
@@ -181,42 +112,49 @@ def _words(items: list[DeviceResult]) -> str:
 
 def exit_code(results: list[DeviceResult]) -> ExitCode:
     """The process's end, by the table in this module's docstring."""
+    if any(result.reason == Reason.STOPPED for result in results):
+        return ExitCode.STOPPED
     if all(result.ok for result in results):
         return ExitCode.DONE
-    refused = all(result.ok or (result.bytes_written == 0 and result.stage in _BEFORE) for result in results)
+    refused = all(result.ok or (result.bytes_written == 0 and result.stage in BEFORE_BYTE_ONE) for result in results)
     return ExitCode.REFUSED if refused else ExitCode.FAILED
 
 
-_BEFORE = (Stage.STARTING, Stage.FETCHING, Stage.PREFLIGHT)
+async def _carry_out(settings: Settings, environment: Mapping[str, str]) -> list[DeviceResult]:
+    """Run the pod; SIGTERM and SIGINT ask it to stop."""
+    fetcher = Fetcher(settings.work_dir, environment)
+    async with GatewayClient(settings.gateway_url, settings.token_file, settings.ca_file) as gateway:
+        ways = partial(_transport, settings)
+        pod = Pod(settings.assignments.items, fetcher.get, gateway.judge, ways)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, pod.stop)
+        return await pod.run()
 
 
-async def _until_stopped(settings: Settings, environment: Mapping[str, str]) -> list[DeviceResult] | None:
-    """Results, or None when SIGTERM or SIGINT came first; the attempts were then cancelled and cleaned up."""
-    work = asyncio.create_task(run_pod(settings, environment))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, work.cancel)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        return None
+def _transport(settings: Settings, assignment: Assignment) -> Transport:
+    if assignment.transport is TransportKind.SERIAL and settings.port:
+        return SerialTransport(settings.port, settings.work_dir, baud=settings.baud)
+    if assignment.transport is TransportKind.NETWORK and assignment.address:
+        return NetworkTransport(assignment.address)
+    raise problem(Reason.TRANSPORT_UNSUPPORTED, f"{assignment.transport.value}: no port or address is given")
 
 
 def main(environment: Mapping[str, str] | None = None) -> int:
     """Entry point; returns the exit code."""
     environment = os.environ if environment is None else environment
+    logging.basicConfig(level=logging.WARNING, handlers=[TailHandler(sys.stderr)])
+    logging.getLogger("flashjob").setLevel(logging.INFO)
     try:
         settings = read_environment(environment)
     except FlashJobError as error:
         sys.stderr.write(f"{error}\n")
         return ExitCode.USAGE
     try:
-        results = asyncio.run(_until_stopped(settings, environment))
+        results = asyncio.run(_carry_out(settings, environment))
     except FlashJobError as error:
         sys.stderr.write(f"{error}\n")
         return ExitCode.FAILED
-    if results is None:
-        return ExitCode.STOPPED
     for result in results:
         sys.stderr.write(f"{result.task}: {result.stage.value}: {result.reason}: {result.message}\n")
     try:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from firmware_pipeline.hardware import HardwareFacts
 from flashjob.errors import FlashJobError
 from flashjob.flasher import preflight
 from flashjob.flasher.judge import Judge
+from flashjob.flasher.tail import Tail
 from flashjob.flasher.transports.base import PermitSpent, Transport, problem
 from flashjob.wire.gateway import (
     ConfirmRequest,
@@ -53,10 +55,14 @@ from flashjob.wire.gateway import (
 from flashjob.wire.pod import Assignment, Before
 from flashjob.wire.reasons import Reason
 
+log = logging.getLogger(__name__)
+
 _PERMITS = 3
 _CONFIRMS = 3
-_PROGRESS_SECONDS = 0.5
+PROGRESS_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 3.0
+PROVING = (Stage.REBOOTING, Stage.ATTESTING, Stage.CONFIRMING)
+"""Stages after the write: a stop in them would only leave an installed image unproven."""
 _SILENT = (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE, Reason.TRANSPORT_LOST)
 
 
@@ -82,6 +88,8 @@ class Attempt:
         transport: the way to the device; closed at the end.
         judge: decides.
         listener: sees every stage and progress.
+        progress_seconds: the judge is told progress at most that often.
+        tail: keeps its log for the result.
     """
 
     def __init__(
@@ -91,14 +99,29 @@ class Attempt:
         transport: Transport,
         judge: Judge,
         listener: Listener = lambda _stage, _done, _total: None,
+        *,
+        progress_seconds: float = PROGRESS_SECONDS,
+        tail: Tail | None = None,
     ) -> None:
         self._task, self._firmware = assignment, firmware
         self._transport, self._judge, self._listener = transport, judge, listener
-        self._stage = Stage.PREFLIGHT
+        self._tail = tail
+        self.stage = Stage.PREFLIGHT
+        """Where it is."""
+        self.stopped: DeviceResult | None = None
+        """How it ended, where it was cancelled."""
+        self.stop_reason = "the pod was told to stop"
+        """Why it is cancelled, if it is."""
+        self._progress_seconds = progress_seconds
         self._seconds: dict[str, float] = {}
         self._facts: HardwareFacts | None = None
         self._latest: Progress | None = None
         self._news = asyncio.Event()
+
+    @property
+    def bytes_written(self) -> int:
+        """Of flash, so far."""
+        return self._transport.bytes_written
 
     async def run(self) -> DeviceResult:
         """Carry the attempt out. Never raises but for cancellation; the result says everything."""
@@ -113,9 +136,10 @@ class Attempt:
             result = self._result(False, reason.value, f"{type(error).__name__}: {error}. Next: {reason.next_step}")
         except asyncio.CancelledError:
             await self._transport.close()
+            self.stopped = self._result(False, Reason.STOPPED.value, f"{self.stop_reason}: {_left_behind(self.stage)}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                    await self._end(self._result(False, Reason.STOPPED.value, "the pod was told to stop"))
+                    await self._end(self.stopped)
             raise
         finally:
             reporter.cancel()
@@ -202,6 +226,7 @@ class Attempt:
         except FlashJobError:
             await self._abandon()
             raise
+        log.info("permit: %s, fence %d", permit.decision.value, permit.fence)
         if permit.decision is not PermitDecision.WRITE:
             await self._abandon()
         return permit
@@ -212,7 +237,8 @@ class Attempt:
                 try:
                     await self._transport.write(self._firmware.image, permit, self._progress)
                     return
-                except PermitSpent:
+                except PermitSpent as error:
+                    log.warning("the device forgot its permit: %s", error.message)
                     if again == _PERMITS - 1:
                         raise
                     permit = await self._permit(None)
@@ -265,7 +291,8 @@ class Attempt:
 
     @contextlib.asynccontextmanager
     async def _in(self, stage: Stage) -> AsyncIterator[None]:
-        self._stage = stage
+        self.stage = stage
+        log.info("%s", stage.value)
         started = time.monotonic()
         self._progress(0, 0)
         try:
@@ -282,8 +309,8 @@ class Attempt:
             raise problem(reason, f"not done after {seconds:g} s") from error
 
     def _progress(self, done: int, total: int) -> None:
-        self._latest = Progress(attempt=self._task.attempt, stage=self._stage, done=done, total=total)
-        self._listener(self._stage, done, total)
+        self._latest = Progress(attempt=self._task.attempt, stage=self.stage, done=done, total=total)
+        self._listener(self.stage, done, total)
         self._news.set()
 
     async def _report(self) -> None:
@@ -294,7 +321,7 @@ class Attempt:
             if self._latest is not None:
                 with contextlib.suppress(FlashJobError):
                     await self._judge.progress(self._latest)
-            await asyncio.sleep(_PROGRESS_SECONDS)
+            await asyncio.sleep(self._progress_seconds)
 
     async def _end(self, result: DeviceResult) -> None:
         with contextlib.suppress(FlashJobError):
@@ -304,14 +331,24 @@ class Attempt:
         return DeviceResult(
             task=self._task.task,
             attempt=self._task.attempt,
-            stage=self._stage,
+            stage=self.stage,
             ok=ok,
             reason=reason,
             message=message[:1024],
+            log=self._tail.text if self._tail is not None else "",
             bytes_written=self._transport.bytes_written,
             seconds=self._seconds,
             hardware=_hardware(self._facts) if self._facts else None,
         )
+
+
+def _left_behind(stage: Stage) -> str:
+    """In what state the device was left."""
+    if stage is Stage.WRITING:
+        return "the image is not complete; a device with two slots goes on booting what it ran before"
+    if stage in PROVING:
+        return "the image is written, but not proven; the device goes back by itself unless it is confirmed in time"
+    return "nothing was written"
 
 
 def _runs_target(info: Info, task: Assignment) -> bool:

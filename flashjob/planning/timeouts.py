@@ -2,7 +2,8 @@
 """How long an attempt may take. All in seconds.
 
 1. A pod that has no permit after start + fetch is given up: StartTimeout.
-2. A pod as a whole may take start + fetch + write + boot + attest + confirm and a reserve; the kubelet ends it then.
+2. A pod as a whole may take start + fetch + write + boot + attest + confirm, then it ends by itself and says
+   so; the kubelet ends it a reserve later.
 3. A pod that still seems to run a margin after that is lost with its node: nobody waits for it longer.
 4. A pod that vanished unseen may still write until its Lease was acquired + start + fetch + write + the margin ago.
 5. A terminal pod's verdict may be seen later than its end, since they are two watches: the grace; it is shorter where
@@ -29,9 +30,7 @@ def start_deadline(created_at: float, timeouts: Timeouts) -> float:
 
 def active_deadline_seconds(timeouts: Timeouts) -> int:
     """Rule 2: activeDeadlineSeconds of the pod."""
-    t = timeouts
-    stages = t.start_seconds + t.fetch_seconds + t.write_seconds + t.boot_seconds + t.attest_seconds + t.confirm_seconds
-    return stages + RESERVE
+    return timeouts.attempt_seconds + RESERVE
 
 
 def lost_deadline(created_at: float, timeouts: Timeouts) -> float:

@@ -20,6 +20,10 @@ from typing import Annotated
 from pydantic import Field
 
 from .base import Blob, GrantId, ReasonCode, WireModel
+from .pod import MAX_DEVICES
+
+LOG_LIMIT = 2048
+"""Characters of an attempt's log in its result."""
 
 
 class Purpose(StrEnum):
@@ -201,9 +205,10 @@ class DeviceResult(WireModel):
     bytes_written: Annotated[int, Field(ge=0)] = 0
     seconds: Annotated[dict[str, float], Field(default_factory=dict, description="Seconds spent, by stage.")]
     hardware: HardwareReport | None = None
+    log: Annotated[str, Field(max_length=LOG_LIMIT, description="The last lines of the attempt's log.")] = ""
 
 
 class PodResult(WireModel):
-    """The termination message: at most 4,096 bytes, so without hardware and with shortened messages where needed."""
+    """The termination message: at most 4,096 bytes, so without logs and hardware and with shortened messages where needed."""
 
-    items: Annotated[tuple[DeviceResult, ...], Field(max_length=64)]
+    items: Annotated[tuple[DeviceResult, ...], Field(max_length=MAX_DEVICES)]

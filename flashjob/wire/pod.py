@@ -43,6 +43,10 @@ VIEWER_SERVICE_ACCOUNT: Final = "flashjob-viewer"
 POD_SERVICE_ACCOUNT: Final = "flashjob-flasher"
 TERMINATION_LIMIT: Final = 4096
 """Bytes: Kubernetes' limit of a termination message."""
+RESULT_BYTES: Final = 150
+"""What one device may take of it at least."""
+MAX_DEVICES: Final = 25
+"""Of one pod: so many results fit into a termination message, with room to spare for its frame."""
 
 
 class TransportKind(StrEnum):
@@ -81,6 +85,12 @@ class Timeouts(WireModel):
     rediscover_seconds: Annotated[
         int, Field(ge=1, le=86400, description="From confirm to the Instance being back.")
     ] = 120
+
+    @property
+    def attempt_seconds(self) -> int:
+        """What an attempt may take in its pod, all stages at their limits."""
+        before = self.start_seconds + self.fetch_seconds
+        return before + self.write_seconds + self.boot_seconds + self.attest_seconds + self.confirm_seconds
 
 
 class Safety(WireModel):
@@ -132,4 +142,4 @@ class Assignments(WireModel):
 
     namespace: Annotated[str, Field(min_length=1, max_length=63)]
     job: Annotated[str, Field(min_length=1, max_length=253)]
-    items: Annotated[tuple[Assignment, ...], Field(min_length=1, max_length=64)]
+    items: Annotated[tuple[Assignment, ...], Field(min_length=1, max_length=MAX_DEVICES)]

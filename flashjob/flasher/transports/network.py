@@ -15,6 +15,7 @@ Rules (tests name them):
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
@@ -28,6 +29,8 @@ from firmware_pipeline.hardware import HardwareFacts
 from flashjob.flasher.transports.base import Locate, PermitSpent, Progress, failure, problem
 from flashjob.wire.gateway import PermitReply
 from flashjob.wire.reasons import Reason
+
+log = logging.getLogger(__name__)
 
 _RESUME_SECONDS = 20.0
 _POLL_SECONDS = 0.2
@@ -136,12 +139,14 @@ class NetworkTransport:
                     raise PermitSpent(Reason.TRANSPORT_LOST.value, error.message) from error
                 if error.reason not in ("ConnectionLost", "Timeout", "Unreachable"):
                     raise failure(error, Reason.TRANSPORT_LOST) from error
+                log.warning("upload interrupted: %s", error.message)
             info = await self._until(_RESUME_SECONDS, lambda _: True, Reason.TRANSPORT_LOST)
             if info.active_grant != grant_id or info.next_offset is None:
                 if self._rebooted(info) and info.slot_state in _JUST_INSTALLED:
                     return  # only the answer to the last byte was lost
                 raise PermitSpent(Reason.TRANSPORT_LOST.value, "the device reset in the middle of the upload")
             offset = _within(info.next_offset, image)
+            log.info("upload goes on at byte %d of %d", offset, len(image))
 
     async def reboot(self, seconds: float, locate: Locate) -> Info:
         """Wait for the device to come back (rule 3)."""

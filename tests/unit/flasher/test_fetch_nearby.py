@@ -9,7 +9,7 @@ import pytest
 
 from firmware_pipeline.cache import BlobCache
 from flashjob.errors import FlashJobError
-from flashjob.flasher.main import Fetcher
+from flashjob.flasher.fetch import Fetcher
 from flashjob.operator.artifacts import PipelineArtifacts
 from flashjob.wire import pod
 from flashjob.wire.pod import Assignment, TransportKind

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from flashjob.flasher.main import exit_code, termination_message
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult, HardwareReport, PodResult, Stage
+from flashjob.wire.pod import MAX_DEVICES
 
 
 def result(ok: bool = True, stage: Stage = Stage.CONFIRMING, written: int = 0, **changes: object) -> DeviceResult:
@@ -30,7 +31,7 @@ def test_exit_code(results: list[DeviceResult], code: ExitCode) -> None:
     assert exit_code(results) is code
 
 
-@given(st.integers(1, 64), st.text(max_size=1024), st.integers(5, 253))
+@given(st.integers(1, MAX_DEVICES), st.text(max_size=1024), st.integers(5, 253))
 def test_termination_message_fits_and_names_every_task(count: int, message: str, name: int) -> None:
     hardware = HardwareReport(chip="esp32s3", mac="24:6f:28:01:02:03")
     tasks = [f"{n:02}".ljust(name, "x") for n in range(count)]
