@@ -34,6 +34,7 @@ async def _run(world: dict[str, Any]) -> None:
         for obj in world["objects"].pop(name):
             whole = {"apiVersion": resource.api_version, "kind": resource.kind, **obj}
             await cluster.create(resource, obj["metadata"]["namespace"], whole)
+    cluster.compact()
     key = private_from_pem(world["key"].encode())
     sys.stdout.write("begins\n")
     sys.stdout.flush()

@@ -7,7 +7,8 @@ Everything in an entry stays the same as long as the device does: each change ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 from attestation.discovery import listing as lst
@@ -47,12 +48,17 @@ class Shown:
     listing: Listing
     token: str
     chip: str = ""
+    entry: Entry = field(init=False)
+    """How it is listed: made once, since lists are compared often."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entry", _device(self))
 
 
 def devices(shown: Iterable[Shown], details: Details) -> tuple[Entry, ...]:
     """The devices whose certified application the Configuration wants, by id."""
-    wanted = (one for one in shown if details.wants(one.listing.application))
-    return tuple(sorted((_device(one) for one in wanted), key=lambda entry: entry.id))
+    wanted = (one.entry for one in shown if details.wants(one.listing.application))
+    return tuple(sorted(wanted, key=attrgetter("id")))
 
 
 def ports(found: Iterable[SerialPort]) -> tuple[Entry, ...]:

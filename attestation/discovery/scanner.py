@@ -369,7 +369,7 @@ class Scanner:
                 sighting.failures = 0
                 sighting.wake.set()
         self._publish(device_id)
-        where = (device.address, device.endpoint, device.port) if device else ()
+        where = ({device.address, device.endpoint}, device.port) if device else ()
         if self._where.get(device_id) != where:
             self._where[device_id] = where
             self._survey_wanted.set()

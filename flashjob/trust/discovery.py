@@ -73,14 +73,15 @@ class ClusterEnrolment:
 
     def _enrolled(self, known: KnownDevice) -> EnrolledDevice:
         network, serial = known.connection.network, known.connection.serial
+        tasks = self._trust.live_tasks(known.id)
         return EnrolledDevice(
             id=known.id,
             address=(network.address or "") if network else "",
             endpoint=known.endpoint if network else "",
             port=dict(serial.match) if serial else {},
             chip=known.hardware.chip if known.hardware else "",
-            at_work=any(map(_at_work, self._trust.live_tasks(known.id))),
-            in_hand=self._trust.in_hand(known.id),
+            at_work=any(map(_at_work, tasks)),
+            in_hand=any(task.in_hand for task in tasks),
             withheld=f"quarantined: {known.quarantine}" if known.quarantine else "",
         )
 
