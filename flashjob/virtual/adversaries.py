@@ -6,9 +6,18 @@ Every hook is asked at one defined moment of a device's life; a liar overrides t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attestation import cose, eat, mint
+from attestation.keys import PrivateKey
+from firmware_pipeline.esp.otadata import NO_BOOT_ID
+from firmware_pipeline.esp.partitions import Partition
+from flashjob.virtual.flash import SECTOR, Flash
 
 Attest = Callable[[bytes], bytes]
 """Nonce -> evidence."""
@@ -41,6 +50,25 @@ class Behaviour:
     def hears_confirm(self) -> bool:
         """Whether a confirm grant gets through; if not, no answer is ever sent."""
         return True
+
+    def reboots(self) -> bool:
+        """Whether the chip resets after it answered that it will."""
+        return True
+
+    def first_boot(self, flash: Flash, slot: Partition) -> None:
+        """Called before an installation is verified and booted first."""
+
+    def certified_loader(self, measured: bytes, *, unconfirmed: bool) -> bytes:
+        """The hash that layer 0 is certified with, given the true one."""
+        return measured
+
+    def certified_application(self, measured: bytes, selected: Callable[[], bytes]) -> bytes:
+        """The hash that the application is certified with; `selected` measures the slot that OTA data selects."""
+        return measured
+
+    def certified_table(self, measured: bytes, *, unconfirmed: bool) -> bytes:
+        """The partition-table hash that is certified, given the true one."""
+        return measured
 
 
 @dataclass(slots=True)
@@ -90,6 +118,109 @@ class OtherDevicesEvidence(Behaviour):
 
 
 @dataclass(slots=True)
+class WrongSlot(RunsOldImage):
+    """Boots the slot that it always booted, whatever is selected, and is honest about having no boot id then."""
+
+    def boot_slot(self, selected: int) -> int:
+        self.lied = self.first not in (None, selected)
+        return RunsOldImage.boot_slot(self, selected)
+
+    lied: bool = False
+
+    def boot_id(self, written: bytes) -> bytes:
+        return NO_BOOT_ID if self.lied else written
+
+
+@dataclass(slots=True)
+class StaleNonce(Behaviour):
+    """Makes fresh, true evidence each time, but over the nonce it was asked with before."""
+
+    last: bytes | None = None
+
+    def evidence(self, nonce: bytes, attest: Attest) -> bytes:
+        asked, self.last = self.last or nonce, nonce
+        return attest(asked)
+
+
+@dataclass(slots=True)
+class ForeignKey(Behaviour):
+    """Signs every token after the first with a key that nobody certified."""
+
+    key: PrivateKey | None = None
+
+    def evidence(self, nonce: bytes, attest: Attest) -> bytes:
+        genuine = attest(nonce)
+        if self.key is None:
+            self.key = ec.generate_private_key(ec.SECP256R1())
+            return genuine
+        return sign_again(genuine, self.key)
+
+
+@dataclass(slots=True)
+class HoldsUds(RunsOldImage):
+    """Its application can read the UDS: it runs the old image and certifies the one it was sent.
+
+    Nothing but hardware isolation stops it; judged as what it is, `SelfReported`, it proves nothing.
+    """
+
+    def certified_application(self, measured: bytes, selected: Callable[[], bytes]) -> bytes:
+        return selected()
+
+
+@dataclass(slots=True)
+class LeakedCdi(RunsOldImage):
+    """Runs the old image and answers with secrets of the wanted one that leaked from an earlier installation.
+
+    `leak` is that installation's evidence maker; without one it is no more than `RunsOldImage`.
+    """
+
+    leak: Attest | None = None
+    installed: bool = False
+
+    def boot_slot(self, selected: int) -> int:
+        self.installed = self.first not in (None, selected)
+        return RunsOldImage.boot_slot(self, selected)
+
+    def evidence(self, nonce: bytes, attest: Attest) -> bytes:
+        return self.leak(nonce) if self.installed and self.leak else attest(nonce)
+
+
+@dataclass(slots=True)
+class NeverReboots(Behaviour):
+    """Says done and goes on running. On a serial line it stays in its loader, silent."""
+
+    def reboots(self) -> bool:
+        return False
+
+
+@dataclass(slots=True)
+class TruncatesImage(Behaviour):
+    """Takes the whole image, says done, and keeps only its first `sectors` sectors."""
+
+    sectors: int = 8
+
+    def first_boot(self, flash: Flash, slot: Partition) -> None:
+        kept = self.sectors * SECTOR
+        flash.erase(slot.offset + kept, slot.size - kept)
+
+
+@dataclass(slots=True)
+class OldBootloader(Behaviour):
+    """Boots the new application with a bootloader of long ago."""
+
+    def certified_loader(self, measured: bytes, *, unconfirmed: bool) -> bytes:
+        return _other(measured) if unconfirmed else measured
+
+
+@dataclass(slots=True)
+class OtherTable(Behaviour):
+    """Boots the new application, with a partition table that nobody approved."""
+
+    def certified_table(self, measured: bytes, *, unconfirmed: bool) -> bytes:
+        return _other(measured) if unconfirmed else measured
+
+
+@dataclass(slots=True)
 class NeverComesBack(Behaviour):
     """Takes the write and stays silent from the reboot on."""
 
@@ -136,6 +267,15 @@ BEHAVIOURS: dict[str, type[Behaviour]] = {
             StaleBootId,
             ReplaysEvidence,
             OtherDevicesEvidence,
+            WrongSlot,
+            StaleNonce,
+            ForeignKey,
+            HoldsUds,
+            LeakedCdi,
+            NeverReboots,
+            TruncatesImage,
+            OldBootloader,
+            OtherTable,
             NeverComesBack,
             RollsBackBeforeConfirm,
             RollsBackAfterAccept,
@@ -146,6 +286,10 @@ BEHAVIOURS: dict[str, type[Behaviour]] = {
 """By name, for device lists in files."""
 
 
+_NOT_IN_FILES: Final = frozenset({"donor", "leak", "key", "first", "last", "seen", "lied", "installed", "silent"})
+"""Fields that only a program can set, and memory."""
+
+
 def make_behaviour(spec: str | dict[str, Any]) -> Behaviour:
     """The behaviour of this name, or that ``{"kind": name, ...}`` describes. Raises ValueError for an unknown kind or field."""
     arguments = {"kind": spec} if isinstance(spec, str) else dict(spec)
@@ -153,7 +297,18 @@ def make_behaviour(spec: str | dict[str, Any]) -> Behaviour:
     kind = BEHAVIOURS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ValueError(f"behaviour {name!r} is none of {', '.join(BEHAVIOURS)}")
-    unknown = arguments.keys() - {field.name for field in fields(kind)}
+    unknown = arguments.keys() - ({field.name for field in fields(kind)} - _NOT_IN_FILES)
     if unknown:
         raise ValueError(f"behaviour {name} has no {', '.join(sorted(unknown))}")
     return kind(**arguments)
+
+
+def sign_again(evidence: bytes, key: PrivateKey) -> bytes:
+    """The same claims and chain, the token signed with `key`."""
+    genuine = eat.parse_evidence(evidence)
+    claims = cose.parse(genuine.token).payload
+    return mint.evidence(genuine.anchor_id, genuine.certificates, cose.sign(claims, key))
+
+
+def _other(measured: bytes) -> bytes:
+    return hashlib.shake_256(b"another" + measured).digest(len(measured))

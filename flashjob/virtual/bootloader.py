@@ -116,6 +116,8 @@ class BootResult:
 @dataclass(frozen=True, slots=True)
 class _Choice:
     slot: Partition
+    selected: Partition
+    """Another slot only if the device lies."""
     sector: int | None
     record: OtaRecord | None
 
@@ -147,7 +149,10 @@ def boot(
     hardware = identity.hardware
     bootloader = _bootloader(flash, hardware)
     table, table_sha256 = _table(flash, hardware)
-    choice, ota = _choose(flash, table, behaviour or Behaviour())
+    behaviour = behaviour or Behaviour()
+    choice, ota = _choose(flash, table, behaviour)
+    if choice.record is not None and choice.record.state == SlotState.NEW:
+        behaviour.first_boot(flash, choice.selected)
     slot, info = _first_bootable(flash, table, choice.slot, hardware)
     record = choice.record if slot == choice.slot else None
     state: SlotState | int = SlotState.UNDEFINED
@@ -157,20 +162,27 @@ def boot(
             record = record.with_state(SlotState.PENDING_VERIFY)
             write_record(flash, table, choice.sector, record)
         state = record.state
-        boot_id = (behaviour or Behaviour()).boot_id(record.boot_id)
+        boot_id = behaviour.boot_id(record.boot_id)
     app = info.app
     secure_version = app.secure_version if app else 0
     if hardware.anti_rollback and state in (SlotState.VALID, SlotState.UNDEFINED):
         hardware.fuses.burn_secure_version(secure_version)
     nvs.boot_count += 1
 
+    unconfirmed = state == SlotState.PENDING_VERIFY
     measurement = measure(flash, slot, info, hardware.hash_alg)
+    certified = behaviour.certified_application(
+        measurement.value, lambda: _measured(flash, choice.selected, hardware.hash_alg)
+    )
+    measurement = measurement.model_copy(update={"value": certified})
+    table_sha256 = behaviour.certified_table(table_sha256, unconfirmed=unconfirmed)
     name = (app.project_name if app else "") or UNNAMED
     mode = hardware.fuses.mode
     if hardware.fuses.secure_boot and slot.ota_index is None:
         mode = Mode.RECOVERY
     authority = _authority(hardware)
-    layer0 = Layer(bootloader.value, mint.bootloader_config(), authority, hardware.fuses.mode)
+    loader = behaviour.certified_loader(bootloader.value, unconfirmed=unconfirmed)
+    layer0 = Layer(loader, mint.bootloader_config(), authority, hardware.fuses.mode)
     layer1 = Layer(
         measurement.value,
         mint.application_config(
@@ -233,6 +245,11 @@ def measure(flash: Flash, slot: Partition, info: ImageInfo, hash_alg: int) -> Di
     return measure_bytes(flash.read(slot.offset, info.image_length), info, hash_alg)
 
 
+def _measured(flash: Flash, slot: Partition, hash_alg: int) -> bytes:
+    data = flash.read(slot.offset, slot.size)
+    return measure_bytes(data, parse_image(data), hash_alg).value
+
+
 def measure_bytes(data: bytes, info: ImageInfo, hash_alg: int) -> Digest:
     """The measurement of a parsed image with one algorithm (-16 or -44)."""
     for measured in measure_image(data, info):
@@ -267,7 +284,7 @@ def _choose(flash: Flash, table: PartitionTable, behaviour: Behaviour) -> tuple[
     log: list[str] = []
     slots = table.ota_slots
     if not slots:
-        return _Choice(_without_record(table), None, None), log
+        return _no_record(table), log
     data = read_otadata(flash, table)
     for sector, record in enumerate(otadata.parse_otadata(data)):
         if record is not None and record.state == SlotState.PENDING_VERIFY:
@@ -276,21 +293,22 @@ def _choose(flash: Flash, table: PartitionTable, behaviour: Behaviour) -> tuple[
     selected = otadata.select(read_otadata(flash, table), len(slots))
     if selected is not None:
         slot = slots[behaviour.boot_slot(selected.slot) % len(slots)]
-        return _Choice(slot, selected.sector, selected.record), log
+        return _Choice(slot, slots[selected.slot], selected.sector, selected.record), log
     if table.factory is not None or table.otadata is None:
-        return _Choice(_without_record(table), None, None), log
+        return _no_record(table), log
     first = OtaRecord(1, SlotState.VALID, b"\xff" * 20)
     if data == otadata.blank_otadata():
         write_record(flash, table, 0, first)
         behaviour.boot_slot(0)
-        return _Choice(slots[0], 0, first), log
-    return _Choice(slots[0], None, None), log
+        return _Choice(slots[0], slots[0], 0, first), log
+    return _Choice(slots[0], slots[0], None, None), log
 
 
-def _without_record(table: PartitionTable) -> Partition:
+def _no_record(table: PartitionTable) -> _Choice:
+    """Rule 4, for tables without OTA data."""
     for slot in (table.factory, *table.ota_slots, *table.app_slots):
         if slot is not None:
-            return slot
+            return _Choice(slot, slot, None, None)
     raise BootError("NoBootableApp", "the partition table has no application partition")
 
 

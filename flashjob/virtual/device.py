@@ -5,12 +5,15 @@ Rules (tests name them):
 
 1. The chip is in one of three modes: in its loader, running an application, or dead (nothing bootable, or silent by
    fault or lie). A reset always goes through the bootloader, which decides.
-2. On a pseudo-terminal a SYNC frame seen outside the loader is a reset into the loader; a loader that leaves is a
-   reset into the application. Nothing else moves the chip between the two.
+2. On a line without reset lines a SYNC frame seen outside the loader is a reset into the loader; a loader that leaves is
+   a reset into the application. Nothing else moves the chip between the two. With reset lines only they do: RTS holds
+   the chip, and DTR at its release chooses the loader.
 3. What flash, NVS and eFuses hold survives every reset; a nonce, an upload and a grant in RAM do not.
 4. An installation that is not confirmed by its deadline rolls back by itself.
 5. `boots` counts every start of the bootloader, the flash counts every byte: they are the proof of what really
    happened, whatever the device itself says.
+6. A power cut ends everything at once, in loader, bootloader and application alike, and leaves the flash as it is then;
+   the device starts again when the power is back.
 """
 
 from __future__ import annotations
@@ -20,22 +23,26 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 
-from firmware_pipeline.esp import builder, partitions
+from firmware_pipeline.esp import builder, chips, partitions
+from firmware_pipeline.esp.partitions import PartitionTable
 from flashjob.virtual import bootloader, slip
 from flashjob.virtual.adversaries import Behaviour
 from flashjob.virtual.application import Application
 from flashjob.virtual.bootloader import BootError
 from flashjob.virtual.chip_registers import TARGETS, ChipFuses
-from flashjob.virtual.faults import CablePulled, Effect, Fault, SilentPort
-from flashjob.virtual.flash import Flash, FlashIOError, Operation
+from flashjob.virtual.faults import BrownOut, CablePulled, Crash, Effect, Fault, PowerCut, SilentPort, Slow, WrongChip
+from flashjob.virtual.flash import FactoryContent, Flash, FlashIOError, Operation, factory_content
 from flashjob.virtual.network import DeviceServer
 from flashjob.virtual.nvs import Nvs
-from flashjob.virtual.port import SerialPort
+from flashjob.virtual.port import SerialLine, SerialPort
 from flashjob.virtual.profile import DEFAULT_CONFIRM_SECONDS, DeviceIdentity, Hardware, Owner
 from flashjob.virtual.rom import SYNC, RomLoader
 from flashjob.virtual.serial_application import SerialApplication
+from flashjob.virtual.tcp_port import Protocol, TcpPort
+from flashjob.virtual.timing import Timing
 
 BOOT_SECONDS = 0.05
 """How long a chip takes from reset to its application."""
@@ -50,8 +57,8 @@ class Mode(Enum):
     DEAD = "Dead"
 
 
-class CableGone(Exception):
-    """Raised through the loader when the cable is pulled or the chip hangs in the middle of a block."""
+class CableGone(ConnectionError):
+    """Raised through whatever is at work when cable or power go, or the chip hangs."""
 
 
 class VirtualDevice:
@@ -61,15 +68,16 @@ class VirtualDevice:
         name: for people.
         identity: chip and secret.
         owner: provisioned public keys.
-        link: where the serial port shall be found; None: a network device.
+        link: where the serial port shall be found as a node; None: a network device, unless `tcp` is given.
+        tcp: a serial device whose line is carried over TCP, see `tcp_port`.
         behaviour: how honest the firmware is.
         faults: what goes wrong below the firmware.
-        simulate_rate: let the serial line take the time that its baud rate asks for.
+        timing: what takes its time.
         locked_loader: let the loader show and enforce the security eFuses, as hardware would: then nothing can be
             written over serial to a chip whose download mode is locked. False: the line ends in a loader of the
             owner's own, which is open.
         confirm_seconds: deadline of installations that came over serial.
-        port: TCP port on 127.0.0.1; 0: any, and another after each reset with `moves`.
+        port: TCP port on 127.0.0.1; 0: any, and for a network device another after each reset with `moves`.
         moves: come back at another port after each reset.
     """
 
@@ -80,9 +88,10 @@ class VirtualDevice:
         owner: Owner,
         *,
         link: Path | None = None,
+        tcp: Protocol | None = None,
         behaviour: Behaviour | None = None,
         faults: Sequence[Fault] = (),
-        simulate_rate: bool = False,
+        timing: Timing | None = None,
         locked_loader: bool = False,
         confirm_seconds: int = DEFAULT_CONFIRM_SECONDS,
         port: int = 0,
@@ -97,12 +106,17 @@ class VirtualDevice:
         self.boots = 0
         self.boot_failure = ""
         self.application: Application | None = None
-        self.server = DeviceServer(self.reset, self._image_bytes)
-        self.port = SerialPort(link, self._received, simulate_rate=simulate_rate) if link is not None else None
+        self.server = DeviceServer(self._asked_to_reset, self._image_bytes, self._late)
+        self.timing = timing or Timing()
+        self.port = self._make_port(link, tcp, port)
         self._owner, self._confirm_seconds = owner, confirm_seconds
         self._host_port, self._moves = port, moves
         self._area = bytearray(bootloader.HANDOVER_SIZE)
-        self._rom = RomLoader(_fuses(identity.hardware, locked_loader), self.flash, self._block) if link else None
+        self._locked_loader = locked_loader
+        self._rom = self._loader_of() if self.port is not None else None
+        self._has_lines = tcp == "rfc2217"
+        self._held = False
+        self._loader_free = 0.0
         self._slip = slip.SlipDecoder()
         self._corrupt_next = False
         self._lines: SerialApplication | None = None
@@ -114,13 +128,10 @@ class VirtualDevice:
     def factory_flash(self, app: bytes, *, extra: Iterable[tuple[int, bytes]] = ()) -> None:
         """Program bootloader, partition table and `app` into ota_0, as a factory does; counters start at zero."""
         hardware = self.identity.hardware
-        table = builder.default_partitions(table_offset=hardware.table_offset, flash_size=hardware.flash_size)
-        self.flash.load(0, b"\xff" * self.flash.size)
-        self.flash.load(hardware.chip.bootloader_offset, builder.build_bootloader(hardware.chip.target))
-        self.flash.load(hardware.table_offset, partitions.build_table(table))
-        self.flash.load(table.ota_slots[0].offset, app)
-        for offset, data in extra:
-            self.flash.load(offset, data)
+        table = _default_table(hardware.table_offset, hardware.flash_size)
+        self.flash.manufacture(
+            _factory(hardware.chip.target, hardware.table_offset, hardware.flash_size, app, tuple(extra))
+        )
         self.nvs = Nvs()
         for row in table.partitions:
             self.flash.watch(row.name, row.offset, row.size)
@@ -143,11 +154,25 @@ class VirtualDevice:
         if self.port is not None:
             self.port.unplug()
 
+    def _make_port(self, link: Path | None, tcp: Protocol | None, port: int) -> SerialLine | None:
+        rate, speed = self.timing.line_rate, self.timing.speed
+        if tcp is not None:
+            return TcpPort(tcp, self._received, self._line_changed, port=port, simulate_rate=rate, speed=speed)
+        return SerialPort(link, self._received, simulate_rate=rate, speed=speed) if link is not None else None
+
     def reset(self) -> None:
         """Press the reset button: the application starts anew."""
         self._halt()
         self.mode = Mode.BOOTING
         self._spawn(self._restart())
+
+    def cut_power(self, back_seconds: float | None) -> None:
+        """Everything stops at once (rule 6); it starts again after `back_seconds` (None: never)."""
+        self._halt()
+        self.mode = Mode.DEAD
+        self._spawn(self.server.stop())
+        if back_seconds is not None:
+            self._later(back_seconds, self.reset)
 
     def unplug(self) -> None:
         """Pull the cable of a serial device; the chip loses its power."""
@@ -211,11 +236,17 @@ class VirtualDevice:
                 random=secrets.token_bytes,
                 behaviour=self.behaviour,
             )
+        except CableGone:
+            return
         except (BootError, FlashIOError) as error:
             self.boot_failure = str(error)
             self._log(f"E (20) boot: {error}")
             return
         if not self.behaviour.comes_back(unconfirmed=result.unconfirmed) or self._silent:
+            return
+        crash = self._first_boot_fault() if result.unconfirmed else None
+        if crash is not None and not isinstance(crash, Crash):
+            self.reset()
             return
         application = Application(
             result,
@@ -230,6 +261,8 @@ class VirtualDevice:
             confirm_seconds=self._confirm_seconds,
         )
         self.mode, self.application = Mode.RUNNING, application
+        if isinstance(crash, Crash):
+            self._later(crash.seconds, self.reset)
         if application.deadline is not None:
             self._later(application.deadline - time.monotonic(), self._deadline)
         if self.port is None:
@@ -263,39 +296,76 @@ class VirtualDevice:
 
     # --- serial line ---------------------------------------------------------------------------------------------
 
+    def _line_changed(self, dtr: bool, rts: bool) -> None:
+        """Rule 2, with reset lines."""
+        if not self._has_lines or rts == self._held:
+            return
+        self._held = rts
+        if rts:
+            self._halt()
+            self.mode = Mode.DEAD
+        elif dtr:
+            self._enter_loader()
+        else:
+            self.reset()
+
     def _received(self, data: bytes) -> None:
+        try:
+            self._take(data)
+        except CableGone:
+            return
+
+    def _take(self, data: bytes) -> None:
         frames, rest = self._slip.feed(data)
         for frame in frames:
-            if self.mode is not Mode.LOADER and frame[8:] == SYNC:
+            if self.mode is not Mode.LOADER and frame[8:] == SYNC and not self._has_lines:
                 self._enter_loader()
             if self.mode is Mode.LOADER:
                 self._loader(frame)
         if self.mode is Mode.RUNNING and self._lines is not None and rest:
             output = self._lines.feed(rest)
-            if output.data and self.port is not None:
-                self.port.send(output.data)
+            self._send(output.data)
             if output.reboot:
-                self.reset()
+                self._asked_to_reset()
 
     def _enter_loader(self) -> None:
-        if self._silent or self._rom is None or self.port is None:
+        if self._silent or self.port is None:
             return
         self._halt()
         self.mode = Mode.LOADER
-        self._rom.restart()
+        self._rom = self._loader_of()
+
+    def _loader_of(self) -> RomLoader:
+        other = next((fault.chip for fault in self.faults if isinstance(fault, WrongChip)), "")
+        return RomLoader(_fuses(self.identity.hardware, self._locked_loader, other), self.flash, self._block)
 
     def _loader(self, frame: bytes) -> None:
         if self._rom is None or self.port is None:
             return
-        try:
-            reply = self._rom.handle(frame)
-        except CableGone:
-            return
-        if reply.frames:
-            self.port.send(b"".join(map(slip.encode, reply.frames)))
+        erased = self.flash.bytes_erased
+        reply = self._rom.handle(frame)
+        busy = self.timing.erasing(self.flash.bytes_erased - erased)
+        self._send(b"".join(map(slip.encode, reply.frames)), busy)
         if reply.baud:
             self.port.baud = reply.baud
-        if reply.boot:
+        if reply.boot and not self._has_lines:
+            self._asked_to_reset()
+
+    def _send(self, data: bytes, seconds: float = 0.0) -> None:
+        """Answer, after the time that the work took and that a slow device takes; answers keep their order."""
+        if self.port is None or not data:
+            return
+        now = time.monotonic()
+        due = max(self._loader_free, now + seconds + self._late())
+        if due <= now:
+            self.port.send(data)
+            return
+        self._loader_free = due
+        self._later(due - now, lambda: self.port.send(data) if self.port is not None else None)
+
+    def _asked_to_reset(self) -> None:
+        """The device said that it resets."""
+        if self.behaviour.reboots():
             self.reset()
 
     def _log(self, line: str) -> None:
@@ -307,6 +377,14 @@ class VirtualDevice:
     @property
     def _silent(self) -> bool:
         return any(isinstance(fault, SilentPort) for fault in self.faults)
+
+    def _first_boot_fault(self) -> BrownOut | None:
+        return next((fault for fault in self.faults if isinstance(fault, BrownOut) and fault.first_boot()), None)
+
+    def _late(self, size: int = 0) -> float:
+        """Seconds by which an answer, or the next `size` bytes of an image, come late."""
+        slow = sum(fault.seconds for fault in self.faults if isinstance(fault, Slow))
+        return slow + self.timing.receiving(size)
 
     def _strike(self, done: int, total: int) -> Fault | None:
         return next((fault for fault in self.faults if fault.strikes(done, total)), None)
@@ -336,25 +414,54 @@ class VirtualDevice:
         if fault is None:
             return
         if fault.effect is Effect.HANG:
-            self._halt()
-            self.mode = Mode.DEAD
-            self._spawn(self.server.stop())
-        raise ConnectionResetError("the line broke")
+            self.cut_power(None)
+        raise CableGone("the line broke")
 
     def _flash_hook(self, operation: Operation, offset: int, length: int) -> None:
-        """A flipped bit is a bit that was programmed to 0 before its byte was."""
+        """A flipped bit is a bit that was programmed to 0 before its byte was; a power cut is rule 6."""
+        for fault in self.faults:
+            if isinstance(fault, PowerCut) and fault.cuts(operation):
+                self.cut_power(fault.back_seconds)
+                raise CableGone("the power failed")
         if operation == "program" and self._corrupt_next and length:
             self._corrupt_next = False
             self.flash.load(offset, b"\0")
 
 
-def _fuses(hardware: Hardware, locked: bool) -> ChipFuses:
-    if hardware.chip.target not in TARGETS:
-        raise ValueError(f"no virtual loader for {hardware.chip.display}; use one of {', '.join(TARGETS)}")
-    fuses = hardware.fuses
+@lru_cache(maxsize=64)
+def _default_table(table_offset: int, flash_size: int) -> PartitionTable:
+    return builder.default_partitions(table_offset=table_offset, flash_size=flash_size)
+
+
+@lru_cache(maxsize=64)
+def _bootloader(target: str) -> bytes:
+    return builder.build_bootloader(target)
+
+
+@lru_cache(maxsize=16)
+def _factory(
+    target: str, table_offset: int, flash_size: int, app: bytes, extra: tuple[tuple[int, bytes], ...]
+) -> FactoryContent:
+    """Devices of one make that leave the factory with one application share their flash."""
+    table = _default_table(table_offset, flash_size)
+    return factory_content(
+        (
+            (chips.by_target(target).bootloader_offset, _bootloader(target)),
+            (table_offset, partitions.build_table(table)),
+            (table.ota_slots[0].offset, app),
+            *extra,
+        )
+    )
+
+
+def _fuses(hardware: Hardware, locked: bool, other: str = "") -> ChipFuses:
+    """What the loader shows: the chip's own, or, by fault, those of another chip."""
+    chip, fuses = chips.by_target(other) if other else hardware.chip, hardware.fuses
+    if chip.target not in TARGETS:
+        raise ValueError(f"no virtual loader for {chip.display}; use one of {', '.join(TARGETS)}")
     return ChipFuses(
-        chip=hardware.chip.target,
-        chip_id=hardware.chip.chip_id,
+        chip=chip.target,
+        chip_id=chip.chip_id,
         mac=hardware.mac,
         revision=hardware.revision,
         secure_version=fuses.secure_version,

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hardware faults of a virtual device: what goes wrong below its firmware. Lies of the firmware are in adversaries.
 
-A fault counts only image writes (at least `LARGE` bytes at once), so that it strikes the image and not its OTA data.
+Faults of a write count only images (at least `LARGE` bytes at once), so that they strike the image and not its OTA
+data. `PowerCut` counts sectors of flash, whatever is written there. `BrownOut` and `Crash` strike an installation's first
+boot, `WrongChip` the loader, `Slow` everything.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 LARGE = 64 * 1024
 """Bytes: a write of at least this size is an image."""
@@ -87,8 +89,87 @@ class SilentPort(Fault):
         return False
 
 
+@dataclass(slots=True)
+class PowerCut(Fault):
+    """The power fails just before the sector-th next sector of flash is changed (0 = the next one), and comes back.
+
+    What was written before stays; everything in RAM is gone. It strikes `times` times, counting anew after each.
+    """
+
+    sector: int = 0
+    during: Literal["program", "erase"] = "program"
+    back_seconds: float = 0.1
+    passed: int = 0
+    """Sectors since it struck last."""
+
+    def strikes(self, done: int, total: int) -> bool:
+        return False
+
+    def cuts(self, operation: str) -> bool:
+        """Whether it strikes before this operation on one sector; counts sectors, and itself down."""
+        if self.times <= 0 or operation != self.during:
+            return False
+        self.passed += 1
+        if self.passed <= self.sector:
+            return False
+        self.passed, self.times = 0, self.times - 1
+        return True
+
+
+@dataclass(slots=True)
+class BrownOut(Fault):
+    """The supply breaks down while an installation boots first; the chip starts once more by itself."""
+
+    def strikes(self, done: int, total: int) -> bool:
+        return False
+
+    def first_boot(self) -> bool:
+        """Whether it strikes this first boot; counts down."""
+        self.times -= 1
+        return self.times >= 0
+
+
+@dataclass(slots=True)
+class Crash(BrownOut):
+    """The new application starts and panics after `seconds`; the chip resets."""
+
+    seconds: float = 0.05
+
+
+@dataclass(slots=True)
+class WrongChip(Fault):
+    """The loader is that of another chip: somebody soldered, or the port is not the one it was."""
+
+    chip: str = "esp32c3"
+
+    def strikes(self, done: int, total: int) -> bool:
+        return False
+
+
+@dataclass(slots=True)
+class Slow(Fault):
+    """Every answer, of loader and application, and every 16 KiB over the network come `seconds` late."""
+
+    seconds: float = 0.1
+
+    def strikes(self, done: int, total: int) -> bool:
+        return False
+
+
 FAULTS: dict[str, type[Fault]] = {
-    kind.__name__: kind for kind in (CablePulled, ChipHangs, FlashFails, BitFlips, SilentPort)
+    kind.__name__: kind
+    for kind in (
+        CablePulled,
+        ChipHangs,
+        FlashFails,
+        BitFlips,
+        SilentPort,
+        PowerCut,
+        BrownOut,
+        Crash,
+        WrongChip,
+        Slow,
+    )
 }
 
 

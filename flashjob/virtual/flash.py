@@ -9,7 +9,8 @@ Rules (as a serial NOR flash chip keeps them; tests name them):
 3. Nothing outside ``0 <= offset < size`` can be read, programmed or erased.
 4. Every erased and programmed byte is counted, in total and per watched region, so that a test or a person
    can prove that a slot was written once, or never.
-5. A fault hook may stop an operation before it changes anything (``FlashIOError``).
+5. A fault hook is asked before each sector is programmed or erased, and may stop the operation there: sectors before
+   it are changed, it and those behind it are not.
 6. Content is shared between chips until it differs: erased sectors take no memory, sectors of a `FactoryContent` belong
    to all chips that left the factory with it, and only sectors that a chip changed are its own.
 """
@@ -53,7 +54,8 @@ class RegionCounters:
 class Flash:
     """Flash of `size` bytes, all erased (0xFF) at first.
 
-    `hook(operation, offset, length)` is called before each operation and may raise `FlashIOError`.
+    `hook(operation, offset, length)` is called before each read and each sector of a change; what it raises ends the
+    operation (`FlashIOError`: the flash failed).
     """
 
     size: int
@@ -76,13 +78,20 @@ class Flash:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes at `offset`. Raises ValueError outside the chip (rule 3)."""
-        self._check("read", offset, length)
+        self._check(offset, length, "read")
+        self._ask("read", offset, length)
         return self._read(offset, length)
 
     def program(self, offset: int, data: bytes) -> None:
         """Clear bits so that the content becomes ``old AND data`` (rule 2). Raises ValueError (rule 3)."""
         length = len(data)
-        self._check("program", offset, length)
+        self._check(offset, length, "program")
+        for number, start, part in _by_sector(offset, data):
+            self._ask("program", number * SECTOR + start, len(part))
+            self._program(number * SECTOR + start, part)
+
+    def _program(self, offset: int, data: bytes) -> None:
+        length = len(data)
         old = self._read(offset, length)
         if old.count(0xFF) == length:
             new = data
@@ -99,12 +108,13 @@ class Flash:
         """Erase whole sectors. Raises ValueError for a range that is unaligned or outside (rules 1, 3)."""
         if offset % SECTOR or length % SECTOR:
             raise ValueError(f"erase of {length} bytes at {offset:#x} is not aligned to {SECTOR} bytes")
-        self._check("erase", offset, length)
-        for sector in range(offset // SECTOR, (offset + length) // SECTOR):
-            self._forget(sector)
-        self.bytes_erased += length
-        for region in self.regions.values():
-            region.erased += _overlap(region, offset, length)
+        self._check(offset, length, "erase")
+        for start in range(offset, offset + length, SECTOR):
+            self._ask("erase", start, SECTOR)
+            self._forget(start // SECTOR)
+            self.bytes_erased += SECTOR
+            for region in self.regions.values():
+                region.erased += _overlap(region, start, SECTOR)
 
     def load(self, offset: int, data: bytes) -> None:
         """Put `data` there as a factory programmer does: replaces the content, counts nothing."""
@@ -158,9 +168,12 @@ class Flash:
         else:
             self._own.pop(number, None)
 
-    def _check(self, operation: Operation, offset: int, length: int) -> None:
+    def _check(self, offset: int, length: int, operation: Operation) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{operation} of {length} bytes at {offset:#x} leaves the {self.size} bytes there are")
+
+    def _ask(self, operation: Operation, offset: int, length: int) -> None:
+        """Rule 5."""
         if self.hook is not None:
             self.hook(operation, offset, length)
 

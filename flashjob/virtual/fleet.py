@@ -38,7 +38,9 @@ from flashjob.virtual import secure_boot
 from flashjob.virtual.adversaries import make_behaviour
 from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.faults import make_fault
+from flashjob.virtual.port import SerialPort
 from flashjob.virtual.profile import DEFAULT_CONFIRM_SECONDS, Owner, Tier, make_identity
+from flashjob.virtual.timing import Timing
 
 _LINE = 64 * 1024
 
@@ -59,7 +61,11 @@ class DeviceSpec(_Model):
     behaviour: str | dict[str, Any] = "Honest"
     faults: tuple[dict[str, Any], ...] = ()
     confirm_seconds: Annotated[int, Field(ge=1)] = DEFAULT_CONFIRM_SECONDS
+    line: Annotated[Literal["pty", "socket", "rfc2217"], Field(description="What carries a serial line.")] = "pty"
     simulate_rate: bool = False
+    erase_seconds: Annotated[float, Field(ge=0, description="Per 4 KiB sector.")] = 0.0
+    radio_bytes_per_second: Annotated[float, Field(ge=0, description="0: as fast as it comes.")] = 0.0
+    speed: Annotated[float, Field(gt=0, description="Divides all simulated times.")] = 1.0
     locked_loader: bool = False
     secure_version: Annotated[int, Field(ge=0, le=32)] = 0
     anti_rollback: bool = False
@@ -81,7 +87,7 @@ class FleetSpec(_Model):
         tuple[str, ...], Field(description="Owner's public keys: COSE_Key in hex, or PEM.", max_length=2)
     ] = ()
     follow_stdin: bool = False
-    devices: Annotated[tuple[DeviceSpec, ...], Field(min_length=1, max_length=1000)]
+    devices: Annotated[tuple[DeviceSpec, ...], Field(min_length=1, max_length=2000)]
 
 
 class ReadyDevice(_Model):
@@ -117,10 +123,11 @@ class Fleet:
         self.stopped = asyncio.Event()
         owner = Owner(map(_key, spec.grant_keys), map(_key, spec.release_keys))
         self.devices: dict[str, VirtualDevice] = {}
+        applications = _Applications(spec.secret.encode())
         for entry in spec.devices:
             if entry.name in self.devices:
                 raise ValueError(f"two devices are called {entry.name}")
-            self.devices[entry.name] = _build(entry, spec, owner)
+            self.devices[entry.name] = _build(entry, spec, owner, applications)
 
     async def start(self) -> Ready:
         """Start all devices; returns how to reach them."""
@@ -145,7 +152,7 @@ class Fleet:
             chip=hardware.chip.target,
             transport=entry.transport,
             tty=device.port.path if device.port else "",
-            link=str(device.port.link) if device.port else "",
+            link=str(device.port.link) if isinstance(device.port, SerialPort) else "",
             address=device.server.address,
             ueid=identity.ueid.hex(),
             mac=":".join(f"{byte:02x}" for byte in hardware.mac),
@@ -200,7 +207,7 @@ class Fleet:
         writer.close()
 
 
-def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner) -> VirtualDevice:
+def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner, applications: _Applications) -> VirtualDevice:
     identity = make_identity(
         entry.name,
         entry.chip,
@@ -211,24 +218,40 @@ def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner) -> VirtualDevice:
         secure_version=entry.secure_version,
         anti_rollback=entry.anti_rollback,
     )
+    serial = entry.transport == "serial"
     device = VirtualDevice(
         entry.name,
         identity,
         owner,
-        link=Path(spec.directory) / entry.name if entry.transport == "serial" else None,
+        link=Path(spec.directory) / entry.name if serial and entry.line == "pty" else None,
+        tcp=entry.line if serial and entry.line != "pty" else None,
         behaviour=make_behaviour(entry.behaviour),
         faults=[make_fault(fault) for fault in entry.faults],
-        simulate_rate=entry.simulate_rate,
+        timing=Timing(entry.simulate_rate, entry.erase_seconds, entry.radio_bytes_per_second, entry.speed),
         locked_loader=entry.locked_loader,
         confirm_seconds=entry.confirm_seconds,
         port=entry.port,
         moves=entry.moves,
     )
     if entry.app:
-        app = Path(entry.app).read_bytes()
-        locked = identity.hardware.fuses.secure_boot and not find_signatures(app, parse_image(app).image_length)
-        device.factory_flash(secure_boot.sign(app, secure_boot.maker_key(spec.secret.encode())) if locked else app)
+        device.factory_flash(applications.read(entry.app, signed=identity.hardware.fuses.secure_boot))
     return device
+
+
+class _Applications:
+    """Application images, each read and signed once, so that devices can share them."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = secure_boot.maker_key(secret)
+        self._read: dict[tuple[str, bool], bytes] = {}
+
+    def read(self, path: str, *, signed: bool) -> bytes:
+        """The image in a file, with a signature if `signed` demands one."""
+        if (path, signed) not in self._read:
+            app = Path(path).read_bytes()
+            missing = signed and not find_signatures(app, parse_image(app).image_length)
+            self._read[path, signed] = secure_boot.sign(app, self._key) if missing else app
+        return self._read[path, signed]
 
 
 def _key(text: str) -> PublicKey:

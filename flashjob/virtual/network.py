@@ -37,13 +37,21 @@ class DeviceServer:
         on_reboot: asked for a reset, in the event loop, after the answer was sent.
         on_image_bytes: called with (bytes so far, total) as an image arrives; what it raises as `ConnectionError`
             cuts the connection (for faults).
+        late: asked with 0 before each answer and with their number after image bytes: seconds to wait (simulated
+            times).
     """
 
-    def __init__(self, on_reboot: Callable[[], None], on_image_bytes: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_reboot: Callable[[], None],
+        on_image_bytes: Callable[[int, int], None] | None = None,
+        late: Callable[[int], float] | None = None,
+    ) -> None:
         self.host = ""
         self.port = 0
         self._on_reboot = on_reboot
         self._on_image_bytes = on_image_bytes
+        self._late = late
         self._runner: web.AppRunner | None = None
         self._application: Application | None = None
 
@@ -86,7 +94,10 @@ class DeviceServer:
             body += chunk
             if len(body) > dp.MAX_REQUEST_BYTES:
                 break
-        reply = self._running().handle(verb, body)
+        try:
+            reply = self._running().handle(verb, body)
+        except ConnectionError:
+            return _hang_up(request)
         evidence = reply.status == 200 and verb is not Request.NONCE
         return await self._send(request, reply, EVIDENCE_MEDIA_TYPE if evidence else _CBOR)
 
@@ -106,18 +117,24 @@ class DeviceServer:
         except BaseException:
             upload.lost()
             raise
-        return await self._send(request, application.finish_upload(upload))
+        try:
+            reply = application.finish_upload(upload)
+        except ConnectionError:
+            return _hang_up(request)
+        return await self._send(request, reply)
 
     async def _receive(self, request: web.Request, upload: Upload) -> None:
         install = upload.installation
         async for chunk in request.content.iter_chunked(_CHUNK):
             upload.write(chunk)
+            await self._wait(len(chunk))
             if self._on_image_bytes is not None:
                 self._on_image_bytes(install.offset, install.grant.payload_size)
 
     async def _send(self, request: web.Request, reply: Reply, content_type: str = _CBOR) -> web.StreamResponse:
         if reply.body is None:
             return _hang_up(request)
+        await self._wait(0)
         response = web.Response(status=reply.status, body=reply.body, content_type=content_type)
         response.force_close()
         await response.prepare(request)
@@ -125,6 +142,11 @@ class DeviceServer:
         if reply.reboot:
             asyncio.get_running_loop().call_soon(self._on_reboot)
         return response
+
+    async def _wait(self, size: int) -> None:
+        seconds = self._late(size) if self._late is not None else 0.0
+        if seconds > 0:
+            await asyncio.sleep(seconds)
 
     def _running(self) -> Application:
         if self._application is None:

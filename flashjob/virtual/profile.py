@@ -152,7 +152,7 @@ def make_identity(
     anti_rollback: bool = False,
     table_offset: int = DEFAULT_TABLE_OFFSET,
     secure_boot_key_digest: bytes | None = None,
-    verifies_signatures: bool = False,
+    verifies_signatures: bool = True,
 ) -> DeviceIdentity:
     """A chip of its own for every (secret, name): same input, same MAC, same keys.
 

@@ -232,7 +232,7 @@ def test_silent_port(
 
 def test_cable_pulled_at_30_percent_then_right(place: Place, good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.flash(good, "pulled") == 1
-    refused_with(capsys, "TransportLost")
+    refused_with(capsys, "PortVanished")
     assert not place.untouched("pulled")
     place.fleet.ask("replug", "pulled")
     assert place.flash(good, "pulled") == 0

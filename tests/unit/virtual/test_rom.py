@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firmware_pipeline.esp.chips import by_target
 from flashjob.virtual import slip
 from flashjob.virtual.chip_registers import TARGETS, ChipFuses
 from flashjob.virtual.flash import SECTOR, Flash, FlashIOError
 from flashjob.virtual.rom import SYNC, Reply, RomLoader
 
 MAC = bytes.fromhex("246f28010203")
-CHIP_IDS = {"esp32": 0, "esp32s2": 2, "esp32s3": 9, "esp32c3": 5}
+CHIP_IDS = {name: by_target(name).chip_id for name in TARGETS}
 
 
 def loader(chip: str = "esp32s3", **fuses: object) -> RomLoader:
