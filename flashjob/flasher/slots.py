@@ -3,10 +3,10 @@
 
 Rules (tests name them):
 
-1. The slot written is never the one that runs: if the application names its slot, that one is spared; else the one
+1. The slot written is never the one that runs (but see 2): if the application names its slot, that one is spared; else the one
    that the bootloader would choose by otadata (none chosen: the factory application, else ota_0).
-2. Of the other OTA slots the next one in order is taken. No such slot, or no otadata: nothing can be written
-   (NoUpdateSlot).
+2. Of the other OTA slots the next one in order is taken. No such slot: the one that runs is overwritten if that is
+   permitted (`in_place`), else nothing (NoUpdateSlot). No otadata: nothing, there is no place for a boot id.
 3. Bytes of the last 64 KiB page behind the image are erased, as far as the slot reaches: they would be mapped but not
    measured.
 4. The record that selects the slot is the last thing written; it goes into the otadata sector that does not hold the
@@ -51,13 +51,16 @@ class SlotPlan:
         return self.otadata.offset + sector * FLASH_SECTOR, record.ljust(FLASH_SECTOR, b"\xff")
 
 
-def choose(table: PartitionTable, otadata_bytes: bytes, running_subtype: int | None = None) -> SlotPlan:
+def choose(
+    table: PartitionTable, otadata_bytes: bytes, running_subtype: int | None = None, in_place: bool = False
+) -> SlotPlan:
     """Decide by rules 1 and 2.
 
     Args:
         table: as read from the device.
         otadata_bytes: the 0x2000 bytes as read; any bytes if the table has no otadata.
         running_subtype: partition subtype of the running application as it names it; None: unknown.
+        in_place: permit to overwrite the application that runs.
 
     Raises:
         FlashJobError: NoUpdateSlot.
@@ -71,7 +74,7 @@ def choose(table: PartitionTable, otadata_bytes: bytes, running_subtype: int | N
     else:
         running = next((i for i in range(len(slots)) if running_subtype == SUBTYPE_OTA_0 + i), None)
     index = 0 if running is None else (running + 1) % len(slots)
-    if index == running:
+    if index == running and not in_place:
         raise _none("the partition table has one OTA slot, and it runs")
     return SlotPlan(index, slots[index], len(slots), place, otadata_bytes)
 

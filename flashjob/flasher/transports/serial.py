@@ -7,6 +7,10 @@ Rules (tests name them):
    application's client. Nothing else opens the port in between.
 2. What is written is a `slots.SlotPlan` and nothing else; its selecting record comes last, after the image is verified.
 3. A write that outlasts the permit ends with the program killed (WriteTimeout).
+4. A reset takes native USB off its bus: after it the port may be missing for as long as the application may take to
+   answer. Still missing then, it is PortVanished; before it, a missing port is PortNotFound at once.
+5. Encrypted flash and a locked download mode are told and not read: what is on them would be guesswork.
+6. What the chip says of itself is checked like any input: nonsense is PreflightFailed.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from attestation.device_protocol import DeviceError, Info, Verb
 from attestation.device_serial import SerialDevice
-from attestation.serial_port import open_port
+from attestation.serial_port import ByteStream, open_port
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp import chips, partitions
 from firmware_pipeline.esp.otadata import OTADATA_SIZE, blank_otadata
@@ -27,28 +33,42 @@ from firmware_pipeline.plan import PartitionEntry
 from flashjob.flasher import slots
 from flashjob.flasher.esptool import Esptool
 from flashjob.flasher.transports.base import Locate, Progress, failure, problem
-from flashjob.wire.esptool_lines import Region
+from flashjob.wire.esptool_lines import ChipEvent, Region
 from flashjob.wire.gateway import PermitReply
 from flashjob.wire.reasons import Reason
 
 _WAKE_SECONDS = 0.5
 """How soon a request is repeated while an application starts."""
+_REOPEN_SECONDS = 0.1
+"""How soon a port that left its bus is looked for again."""
 
 
 class SerialTransport:
     """One device on one port.
 
     Args:
-        port: device node, or a link to it.
+        port: device node, a link to it, or a pyserial URL (`socket://`, `rfc2217://`).
         work_dir: an existing directory for the image while it is written.
-        baud: line rate of the transfer.
+        baud: line rate of the transfer; a slower one is taken if it does not carry.
         stub: let esptool use its RAM stub.
+        reset: how the chip gets into its loader, see `flasher.esptool`.
+        in_place: permit to overwrite the application that runs where there is no other slot.
     """
 
     kind: Literal["serial", "network"] = "serial"
 
-    def __init__(self, port: str, work_dir: Path, *, baud: int = 460_800, stub: bool = True) -> None:
+    def __init__(
+        self,
+        port: str,
+        work_dir: Path,
+        *,
+        baud: int = 460_800,
+        stub: bool = True,
+        reset: str = "auto",
+        in_place: bool = False,
+    ) -> None:
         self._port, self._work_dir, self._baud, self._stub = port, work_dir, baud, stub
+        self._reset, self._in_place = reset, in_place
         self._tool: Esptool | None = None
         self._device: SerialDevice | None = None
         self._plan: slots.SlotPlan | None = None
@@ -62,32 +82,42 @@ class SerialTransport:
 
     async def info(self, seconds: float) -> Info:
         """Ask the application, again and again until it answers. Raises PortSilent, PortBusy, TransportLost."""
+        return await self._awake(seconds, returning=False)
+
+    async def _awake(self, seconds: float, *, returning: bool) -> Info:
+        missing: DeviceError | None = None
         try:
             async with asyncio.timeout(seconds):
-                self._info = await self._wake()
+                while True:
+                    try:
+                        self._info = await self._wake()
+                        return self._info
+                    except DeviceError as error:
+                        if not returning or error.reason not in ("Unreachable", "ConnectionLost"):
+                            raise failure(error, Reason.PORT_NOT_FOUND) from error
+                        missing = error
+                    await asyncio.sleep(_REOPEN_SECONDS)
+                    missing = None if _exists(self._port) else missing
         except TimeoutError as error:
             await self._stop_application_client()
+            if missing is not None:
+                raise problem(Reason.PORT_VANISHED, f"it did not come back: {missing.message}") from error
             message = f"the application on {self._port} did not answer within {seconds:g} s"
             raise problem(Reason.PORT_SILENT, message) from error
-        return self._info
 
     async def _wake(self) -> Info:
         await self._stop_application_client()
-        try:
-            stream = await open_port(self._port)
-            waking = SerialDevice(stream, repeat_seconds=_WAKE_SECONDS)
-            self._device = waking
-            while True:
-                try:
-                    info = await waking.info()
-                    break
-                except DeviceError as error:
-                    if error.reason != "Timeout":
-                        raise
-            self._device = SerialDevice(stream)
-            return info
-        except DeviceError as error:
-            raise failure(error, Reason.PORT_NOT_FOUND) from error
+        stream = await _open(self._port)
+        waking = self._device = SerialDevice(stream, repeat_seconds=_WAKE_SECONDS)
+        while True:
+            try:
+                info = await waking.info()
+                break
+            except DeviceError as error:
+                if error.reason != "Timeout":
+                    raise
+        self._device = SerialDevice(stream)
+        return info
 
     async def evidence(self, nonce: bytes) -> bytes:
         """Evidence of the running application over a 32-byte nonce."""
@@ -124,23 +154,22 @@ class SerialTransport:
             FlashJobError: PortNotFound, PortBusy, PortSilent, TransportLost, NoUpdateSlot.
         """
         await self._stop_application_client()
-        tool = self._tool = await Esptool(self._port, baud=self._baud, stub=self._stub).__aenter__()
+        tool = Esptool(self._port, baud=self._baud, stub=self._stub, reset=self._reset)
+        self._tool = await tool.__aenter__()
         chip, _ = await tool.probe()
-        facts = {
-            "target": chip.chip,
-            "chip_id": chips.by_target(chip.chip).chip_id,
-            "revision": None if chip.secure_download else chip.revision,
-            "flash_size": chip.flash_size or None,
-            "mac": chip.mac or None,
-            "secure_boot": chip.secure_boot,
-            "flash_encryption": "release" if chip.flash_encryption else "off",
-            "secure_download": chip.secure_download,
-        }
-        if self._info is not None:
-            facts |= _claims(self._info)
-        if not chip.secure_download:
-            facts |= await self._layout(tool, partition_table_offset)
-        return HardwareFacts.model_validate(facts)
+        try:
+            facts = {"chip_id": chips.by_target(chip.chip).chip_id} | _told(chip)
+            if self._info is not None:
+                facts |= _claims(self._info)
+            if not (chip.secure_download or chip.flash_encryption):
+                facts |= await self._layout(tool, partition_table_offset)
+            return HardwareFacts.model_validate(facts)
+        except PipelineError as error:
+            raise problem(Reason.WRONG_CHIP, f"{self._port} holds an {chip.chip}: {error.message}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            message = f"{self._port}: the chip's {first['loc'][0]} makes no sense: {first['msg']}"
+            raise problem(Reason.PREFLIGHT_FAILED, message) from error
 
     async def _layout(self, tool: Esptool, offset: int) -> dict[str, object]:
         raw = (await tool.read(Region(offset=offset, size=partitions.TABLE_SIZE)))[offset]
@@ -151,7 +180,7 @@ class SerialTransport:
         record, data = table.otadata, blank_otadata()
         if record is not None:
             data = (await tool.read(Region(offset=record.offset, size=OTADATA_SIZE)))[record.offset]
-        self._plan = slots.choose(table, data, self._info.running_slot if self._info else None)
+        self._plan = slots.choose(table, data, self._info.running_slot if self._info else None, self._in_place)
         return {
             "partition_table_offset": offset,
             "partition_table_sha256": partitions.table_sha256(raw).hex(),
@@ -185,7 +214,7 @@ class SerialTransport:
         """Start the application; it must answer within `seconds`."""
         started = time.monotonic()
         await self.abandon()
-        return await self.info(max(0.1, seconds - (time.monotonic() - started)))
+        return await self._awake(max(0.1, seconds - (time.monotonic() - started)), returning=True)
 
     async def abandon(self) -> None:
         """Leave the loader, release the port."""
@@ -215,6 +244,32 @@ class SerialTransport:
         device, self._device = self._device, None
         if device is not None:
             await device.close()
+
+
+async def _open(port: str) -> ByteStream:
+    if "://" not in port:
+        return await open_port(port)
+    from flashjob.flasher.transports.url_port import open_url  # pyserial is an extra that network devices need not
+
+    return await open_url(port)
+
+
+def _exists(port: str) -> bool:
+    """Whether the port is there; one behind a URL is asked by opening it."""
+    return "://" not in port and Path(port).exists()
+
+
+def _told(chip: ChipEvent) -> dict[str, object]:
+    """What the loader shows."""
+    return {
+        "target": chip.chip,
+        "revision": None if chip.secure_download else chip.revision,
+        "flash_size": chip.flash_size or None,
+        "mac": chip.mac or None,
+        "secure_boot": chip.secure_boot,
+        "flash_encryption": "release" if chip.flash_encryption else "off",
+        "secure_download": chip.secure_download,
+    }
 
 
 def _claims(info: Info) -> dict[str, object]:
