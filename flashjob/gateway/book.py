@@ -319,6 +319,7 @@ class CaseBook:
             confirmed=context.last_confirmed,
             pinned=context.pinned,
             floors=context.floors,
+            boots=device.boots,
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from attestation.anchors import DeviceAnchor, Floors
+from attestation.clones import Sighting
 from attestation.dice_chain import ChainCache
 from attestation.keys import PrivateKey
 from attestation.nonce import KeyRing
@@ -40,6 +41,8 @@ class Subject:
     pinned: frozenset[Measurement] = frozenset()
     """What live tasks pin for this device."""
     floors: Floors = field(default_factory=Floors)
+    boots: tuple[Sighting, ...] = ()
+    """Its boots that were seen before, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ Rules (tests name them):
  1. An attempt that has its verdict, or whose task is over, is not judged again: what comes is a replay.
  2. No permit while the caller says that the task is held: job paused or deleted, device suspended or quarantined.
  3. Before the first byte the device proves its identity over the `before` nonce; `Known` also wants an acceptable
-    application. Only `before: None`, or a serial device that fell silent after an earlier permit of this task, goes
-    without: then the fence comes from the Lease alone. An attempt that has its permit already did so before.
+    application. A boot that contradicts one seen before (attestation.clones) proves none. Only `before: None`, or a
+    serial device that fell silent after an earlier permit of this task, goes without: then the fence comes from the
+    Lease alone. An attempt that has its permit already did so before.
  4. A device that proves the target, slot VALID, before any permit of this task, is not written: AlreadyRunning.
  5. A device that proves the target under a grant id of this task is not written again: Resume.
  6. The release statement has the pinned digest and speaks of exactly this application, version, chip and measurement.
@@ -32,7 +33,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from attestation import grants, nonce, release, verifier
+from attestation import clones, grants, nonce, release, verifier
 from attestation.eat import SlotState
 from attestation.errors import Code, Reject
 from attestation.policy import Measurement
@@ -317,6 +318,10 @@ def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Ver
     judged = _judged(evidence, _context(case, keys, Purpose.BEFORE, now, any_application=not known), keys)
     verdict = judged.verdict
     if verdict.accepted:
+        twins = clones.observe(case.subject.boots, verdict, asked_at=_issued(case, _answered(verdict)))
+        if twins.alarm is not None:
+            said = f"two devices seem to share this identity: {twins.message} ({twins.alarm})"
+            raise _final(Reason.BEFORE_ATTESTATION_FAILED, f"before the write: {said}")
         return verdict
     if verdict.code in (Code.EAT_UEID, Code.ANCHOR_ID):
         reason = Reason.WRONG_DEVICE
@@ -425,10 +430,13 @@ def _resume(case: Case, claims: verifier.DeviceClaims) -> PermitReply:
 
 
 def _second_nonce(case: Case, first: bytes, keys: Keys) -> bytes:
-    ttl = case.subject.policy.nonce_ttl_seconds
-    issued = int.from_bytes(first[_NONCE_EXPIRY], "big") - ttl
-    random = bytes.fromhex(nonce_mark(first))
+    issued, ttl, random = _issued(case, first), case.subject.policy.nonce_ttl_seconds, bytes.fromhex(nonce_mark(first))
     return nonce.issue(keys.ring, case.subject.id, _audience(case, _CONFIRM), now=issued, ttl=ttl, random=random)
+
+
+def _issued(case: Case, answered: bytes) -> int:
+    """When a nonce of ours was issued, Unix seconds."""
+    return int.from_bytes(answered[_NONCE_EXPIRY], "big") - case.subject.policy.nonce_ttl_seconds
 
 
 def _success(judged: Judged, outcome: Outcome, reason: Reason) -> Finding:

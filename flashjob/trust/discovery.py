@@ -266,15 +266,8 @@ def status_patch(known: KnownDevice, look: Look, instance: InstanceRef | None, n
 
 def _clone(known: KnownDevice, judged: Judged) -> clones.Finding:
     """Whether this look contradicts the last one that stands in the status."""
-    last, before = known.attestation, []
-    if last and last.boot_count is not None and last.boot_seed_hash is not None and not last.is_clone_alarm:
-        before.append(clones.Sighting(last.boot_count, bytes.fromhex(last.boot_seed_hash), _unix(last.at)))
     floor = known.floors.boot_count
-    return clones.observe(before, judged.verdict, asked_at=judged.asked_at, boot_count_floor=floor)
-
-
-def _unix(timestamp: str) -> int:
-    return int(datetime.fromisoformat(timestamp).timestamp())
+    return clones.observe(known.boots, judged.verdict, asked_at=judged.asked_at, boot_count_floor=floor)
 
 
 def attestation_state(judged: Judged, now: float, clone: clones.Finding | None = None) -> AttestationState:

@@ -13,9 +13,11 @@ Rules (tests name them):
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 
 from attestation import keys
 from attestation.anchors import DeviceAnchor, DeviceState, Floors
+from attestation.clones import Sighting
 from attestation.errors import Reject
 from attestation.policy import AttestationPolicySpec, Measurement, RootOfTrust
 from flashjob.api.device import AttestationState, Connection, Device, Hardware, InstanceRef
@@ -60,6 +62,15 @@ class KnownDevice:
     attestation: AttestationState | None
     endpoint: str
     instance: InstanceRef | None
+
+    @property
+    def boots(self) -> tuple[Sighting, ...]:
+        """The boot that the discovery handler last saw, as `attestation.clones` wants it; none after an alarm."""
+        last = self.attestation
+        if last is None or last.boot_count is None or last.boot_seed_hash is None or last.is_clone_alarm:
+            return ()
+        at = int(datetime.fromisoformat(last.at).timestamp())
+        return (Sighting(last.boot_count, bytes.fromhex(last.boot_seed_hash), at),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attestation.anchors import DeviceAnchor, Floors
+from attestation.clones import Sighting
 from attestation.grants import Verb
 from attestation.nonce import KeyRing
 from attestation.policy import AttestationPolicySpec, Measurement, RootOfTrust
@@ -93,6 +94,7 @@ class Court:
     before: Before = Before.IDENTITY
     safety: Safety = field(default_factory=Safety)
     floors: Floors = field(default_factory=Floors)
+    boots: tuple[Sighting, ...] = ()
     sequence: int = 1
     attempt: int = 1
     transitions: int = 1
@@ -132,6 +134,7 @@ class Court:
                 policy=policy_for(identity, **self.policy_changes),
                 confirmed=frozenset[Measurement](),
                 floors=self.floors,
+                boots=self.boots,
             ),
             lease_transitions=self.transitions,
             permits=tuple(PermitRecord(p.attempt, p.grant_id, p.fence, p.at) for p in self.report.permits),

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
 
 from attestation.anchors import Floors
+from attestation.clones import Sighting
 from attestation.policy import RootOfTrust
 from flashjob.gateway.judge import Refused
 from flashjob.virtual.adversaries import (
@@ -110,6 +112,25 @@ async def test_3_evidence_for_one_attempt_opens_no_other() -> None:
     refused = await refusal(court.retried().permit(old))
     assert refused.reason == Reason.BEFORE_ATTESTATION_FAILED
     assert "nonce.mac" in refused.message
+
+
+async def test_3_a_boot_that_contradicts_one_seen_before_proves_no_identity() -> None:
+    court = Court(Bench(), NEW)
+    now, boot = int(court.bench.now), court.bench.application.boot
+    seed = hashlib.sha256(boot.bootseed).digest()
+    for sighting, said in (
+        (Sighting(boot.boot_count + 1, b"s" * 32, now - 60), "clone.bootcount"),
+        (Sighting(boot.boot_count, b"s" * 32, now - 60), "clone.seed"),
+    ):
+        court.boots = (sighting,)
+        refused = await refusal(court.permit())
+        assert refused.reason == Reason.BEFORE_ATTESTATION_FAILED
+        assert "two devices seem to share this identity: " in refused.message
+        assert said in refused.message
+        assert not court.report.permits
+        court.attempt += 1
+    court.boots = (Sighting(boot.boot_count, seed, now - 60),)
+    assert (await court.permit()).decision is PermitDecision.WRITE, "the very boot that was seen"
 
 
 async def test_4_a_device_that_runs_the_target_is_not_written() -> None:
