@@ -18,6 +18,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "attestation_requests",
@@ -37,6 +38,15 @@ class Metrics:
         self.reload_failures = Counter(
             "attestation_key_reload_failures", "Key files that changed and cannot be used.", registry=self.registry
         )
+
+    def count(self, path: str, code: str, seconds: float) -> None:
+        """One request. Children are looked up once for each pair: there are as many as paths and codes."""
+        children = self._children.get((path, code))
+        if children is None:
+            children = self.requests.labels(path, code), self.seconds.labels(path)
+            self._children[path, code] = children
+        children[0].inc()
+        children[1].observe(seconds)
 
     def watch(self, *, connections: Callable[[], int], chains: ChainCache) -> None:
         """Figures that are asked for when they are read."""

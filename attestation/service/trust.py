@@ -38,29 +38,31 @@ class Enrolled:
 
 
 class _Files(Generic[V]):
-    def __init__(self, read: Callable[[str], V | None], capacity: int) -> None:
-        self._read, self._capacity = read, capacity
-        self._known: OrderedDict[str, tuple[_Stamp, V]] = OrderedDict()
+    def __init__(self, path: Callable[[str], Path], read: Callable[[str], V | None], capacity: int) -> None:
+        self._path, self._read, self._capacity = path, read, capacity
+        self._known: OrderedDict[str, tuple[_Stamp, V, str]] = OrderedDict()
         self._lock = threading.Lock()
 
     def peek(self, name: str) -> V | None:
         found = self._known.get(name)
         return found[1] if found else None
 
-    def get(self, name: str, path: Path) -> V | None:
+    def get(self, name: str) -> V | None:
+        known = self._known.get(name)
+        path = known[2] if known else str(self._path(name))
         stamp = _stamp(path)
         if stamp is None:
             return None
-        with self._lock:
-            found = self._known.get(name)
-            if found is not None and found[0] == stamp:
-                self._known.move_to_end(name)
-                return found[1]
+        if known is not None and known[0] == stamp:
+            with self._lock:
+                if name in self._known:
+                    self._known.move_to_end(name)
+            return known[1]
         value = self._read(name)
         if value is None:
             return None
         with self._lock:
-            self._known[name] = (stamp, value)
+            self._known[name] = (stamp, value, path)
             if len(self._known) > self._capacity:
                 self._known.popitem(last=False)
         return value
@@ -76,12 +78,12 @@ class LiveTrust:
 
     def __init__(self, store: TrustDirectory, *, devices: int = 10_000, policies: int = 256) -> None:
         self.store = store
-        self._devices = _Files(self._read_device, devices)
-        self._policies = _Files(store.policy, policies)
+        self._devices = _Files(self._device_path, self._read_device, devices)
+        self._policies = _Files(store.policy_path, store.policy, policies)
 
     def device(self, ueid: bytes) -> Enrolled | None:
         """The device, or None if none with this id is enrolled that could attest. Raises Reject."""
-        return self._devices.get(ueid.hex(), self.store.device_path(ueid))
+        return self._devices.get(ueid.hex())
 
     def known(self, ueid: bytes) -> Enrolled | None:
         """The device as last read, without a look at the disk; None if it was never asked for."""
@@ -93,7 +95,7 @@ class LiveTrust:
 
     def policy(self, name: str) -> AttestationPolicySpec | None:
         """The policy, or None. Raises Reject."""
-        return self._policies.get(name, self.store.policy_path(name))
+        return self._policies.get(name)
 
     def check(self) -> None:
         """Whether devices and policies can be looked up at all. Raises Reject."""
@@ -105,6 +107,9 @@ class LiveTrust:
             except OSError as error:
                 raise _unavailable(self.store.root / folder, error) from error
 
+    def _device_path(self, name: str) -> Path:
+        return self.store.device_path(bytes.fromhex(name))
+
     def _read_device(self, name: str) -> Enrolled | None:
         file = self.store.file(bytes.fromhex(name))
         anchor = file.anchor if file else None
@@ -115,26 +120,26 @@ class LiveTrust:
         return Enrolled(anchor, file.floors, confirmed, file.sightings)
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def _stamp(path: str) -> _Stamp | None:
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        _check_folder(path)
+        _check_folder(Path(path).parent)
         return None
     except OSError as error:
         raise _unavailable(path, error) from error
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
-def _check_folder(path: Path) -> None:
+def _check_folder(folder: Path) -> None:
     """Rule 2."""
     try:
-        mode = path.parent.stat().st_mode
+        mode = folder.stat().st_mode
     except OSError as error:
-        raise _unavailable(path.parent, error) from error
+        raise _unavailable(folder, error) from error
     if not stat.S_ISDIR(mode):
-        raise Reject(Code.STORE_UNAVAILABLE, f"{path.parent} is not a directory")
+        raise Reject(Code.STORE_UNAVAILABLE, f"{folder} is not a directory")
 
 
-def _unavailable(path: Path, error: OSError) -> Reject:
+def _unavailable(path: Path | str, error: OSError) -> Reject:
     return Reject(Code.STORE_UNAVAILABLE, f"{path}: {error.strerror}")

@@ -45,12 +45,8 @@ class Device:
 
     def __post_init__(self) -> None:
         self.chain = self.minted.chain()
-        self.claims = {**self.minted.claims()}
         self.key = self.minted.key("app")
-
-    @property
-    def ueid(self) -> str:
-        return self.minted.ueid.hex()
+        self.ueid = self.minted.ueid.hex()
 
     def answer(self, nonce: str, changes: dict[int, Any] | None = None) -> bytes:
         """Evidence over a nonce, hex."""
