@@ -30,7 +30,7 @@ from firmware_pipeline.oci import (
     parse_document,
 )
 from firmware_pipeline.signing import formats
-from firmware_pipeline.store import ArtifactStore, Blob, Progress, RawManifest
+from firmware_pipeline.store import ArtifactStore, Blob, BlobReceiver, Progress, RawManifest, atomic_file
 from firmware_pipeline.together import ask_together, asked_meanwhile, transfer_together
 
 ATTACHED_TAGS: Final = (".sig", ".att", ".sbom")
@@ -146,13 +146,14 @@ class Copier:
             isinstance(target, Mounting) and target.mount_blob(descriptor, source)
         ):
             if isinstance(target, LayoutStore):
-                source.save_blob(descriptor, target.blob_path(descriptor.digest), update)
+                target.take_blob(descriptor, source, update)
             elif isinstance(source, LayoutStore):
                 source.send_blob(descriptor, target, update)
             else:
                 with tempfile.TemporaryDirectory(prefix="firmware-pipeline-") as folder:
                     path = Path(folder) / "blob"
-                    source.save_blob(descriptor, path)
+                    with atomic_file(path, durable=False) as sink:
+                        source.receive_blob(descriptor, BlobReceiver(descriptor, sink))
                     target.put_blob(Blob(path, descriptor.digest, descriptor.size), update)
             with self._counting:
                 self.sent_bytes += descriptor.size

@@ -4,6 +4,10 @@
 Every byte is checked against its digest when it is read: a directory can be edited. Writers in several processes take
 a lock on `index.json.lock`; readers need none, since files appear complete or not at all.
 
+Blobs are not flushed to the disk before they appear: a power failure may spoil those written just before it. So whoever
+reads one here, or opens a layout's files by itself, compares what it read with the digest; what is spoiled is refused, never
+used, and comes again when its file is removed. `index.json`, which nothing is compared with, is flushed.
+
 Source: OCI image specification 1.1, image-layout.md; tags are `org.opencontainers.image.ref.name` annotations.
 """
 
@@ -162,7 +166,7 @@ class LayoutStore:
         return sink.getvalue()
 
     def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
-        with atomic_file(path, durable=False) as sink:
+        with atomic_file(path) as sink:
             self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
     def send_blob(self, descriptor: Descriptor, target: ArtifactStore, progress: Progress | None = None) -> None:
@@ -197,6 +201,15 @@ class LayoutStore:
                 receiver.finish()
         elif progress:
             progress(blob.size, blob.size)
+
+    def take_blob(self, descriptor: Descriptor, source: ArtifactStore, progress: Progress | None = None) -> None:
+        """A blob from another place, checked on its way; it appears complete or not at all.
+
+        Raises:
+            PipelineError: StorageFailed; as the source.
+        """
+        with atomic_file(self.blob_path(descriptor.digest), durable=False) as sink:
+            source.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
     def put_manifest(self, raw: bytes, media_type: str, *, tag: str | None = None) -> str:
         """See ArtifactStore. Tagged manifests and those with a subject stand in index.json."""

@@ -175,7 +175,7 @@ class RegistryStore:
         return sink.getvalue()
 
     def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
-        with atomic_file(path, durable=False) as sink:
+        with atomic_file(path) as sink:
             self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
     def receive_blob(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:

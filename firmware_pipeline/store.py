@@ -194,8 +194,8 @@ def atomic_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Itera
     """A file that appears at `path` complete, or not at all.
 
     Args:
-        durable: on the disk before it appears. Without, a power failure may spoil what had just appeared: good enough
-            for content that whoever reads it compares with its digest.
+        durable: on the disk before it appears, and its name when this returns. Without, a power failure may spoil what
+            had just appeared: good enough for content that whoever reads it compares with its digest (`layout`).
 
     Raises:
         PipelineError: StorageFailed.
@@ -214,7 +214,8 @@ def atomic_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Itera
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise storage_failed(path, error) from error
 

@@ -17,6 +17,7 @@ from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.oci import Descriptor
 from firmware_pipeline.reference import parse_reference
 from firmware_pipeline.registry import RegistryStore
+from firmware_pipeline.signing import release  # noqa: F401 - loaded before rights to read the sources are given up
 
 NOBODY = 65534
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -58,7 +58,6 @@ class Knobs:
     upload_redirect: str = ""
     put_status: int = 201
     stored_digest: str = ""  # what Docker-Content-Digest claims after a PUT
-    break_after: int | None = None  # refuse every write after this many
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -150,9 +149,6 @@ class _Handler(BaseHTTPRequestHandler):
             knobs.busy -= 1
             extra = {"Retry-After": knobs.retry_after} if knobs.retry_after else {}
             return self._error(knobs.busy_status, "TOOMANYREQUESTS", extra)
-        writes = len(registry.requests("PUT")) + len(registry.requests("POST"))
-        if knobs.break_after is not None and self.command in ("PUT", "POST") and writes > knobs.break_after:
-            return self._error(400, "BROKEN")
         path = urlsplit(self.path).path
         if path == "/token":
             return self._token(body)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -176,26 +177,46 @@ def test_order_tags_come_last(plans: list[BuildPlan]) -> None:
         assert writes.index(index) < writes.index(index.replace(":", "-") + ".sig") < min(tagged)
 
 
-def count_writes(registry: HostileRegistry) -> int:
-    return len(registry.requests("PUT")) + len(registry.requests("POST"))
+REFUSED = {
+    "an upload": ("POST", "/blobs/uploads/"),
+    "a blob": ("PUT", "/blobs/uploads/"),
+    "a chip's manifest": ("PUT", "/manifests/{chip}"),
+    "the index": ("PUT", "/manifests/{index}"),
+    "a chip's signature": ("PUT", "/manifests/{chip_tag}.sig"),
+    "the list of its signatures": ("PUT", "/manifests/{chip_tag}"),
+    "the index's signature": ("PUT", "/manifests/{index_tag}.sig"),
+    "the list of the index's signatures": ("PUT", "/manifests/{index_tag}"),
+    "the tag": ("PUT", "/manifests/1"),
+}
+"""What a registry refuses to store, by the end or a part of the path."""
 
 
-@pytest.mark.parametrize("part", [0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97])
-def test_whatever_fails_no_tag_moves(plans: list[BuildPlan], part: float) -> None:
-    options = ClientOptions(plain_http=True)
+@pytest.mark.parametrize("what", REFUSED)
+def test_whatever_fails_no_tag_moves(tmp_path: Path, plans: list[BuildPlan], what: str) -> None:
+    options, (_, made) = ClientOptions(plain_http=True), pack(plans, tmp_path / "layout")
+    chip = made.chips[0].manifest_digest
+    names = {"chip": chip, "index": made.index_digest}
+    method, path = REFUSED[what]
+    path = path.format(**names, **{f"{name}_tag": digest.replace(":", "-") for name, digest in names.items()})
+    hits: list[str] = []
+
+    def refuse(handler: Any) -> bool:
+        where = urlsplit(handler.path).path
+        if handler.command != method or not (path in where if path.endswith("/") else where.endswith(path)):
+            return False
+        hits.append(where)
+        handler._error(400, "BROKEN")
+        return True
+
     with HostileRegistry() as registry:
-        api.push(plans, f"{registry.host}/a:1", signer=SIGNER, release=RELEASE, options=options)
-        writes = count_writes(registry)
-    with HostileRegistry() as registry:
-        where = f"{registry.host}/a:1"
         old = api.push(plans[:1], f"{registry.host}/old:1", signer=SIGNER, release=None, options=options)
         registry.blobs.clear()
-        registry.seen.clear()
-        registry.knobs.break_after = int(writes * part)
+        registry.script = refuse
         refused(
             Reason.RegistryProtocol,
-            lambda: api.push(plans, where, signer=SIGNER, release=RELEASE, options=options),
+            lambda: api.push(plans, f"{registry.host}/a:1", signer=SIGNER, release=RELEASE, options=options),
         )
+        assert hits
         assert registry.tags["1"] == old.index_digest
 
 
