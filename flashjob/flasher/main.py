@@ -134,7 +134,8 @@ async def _carry_out(settings: Settings, environment: Mapping[str, str]) -> list
 
 def _transport(settings: Settings, assignment: Assignment) -> Transport:
     if assignment.transport is TransportKind.SERIAL and settings.port:
-        return SerialTransport(settings.port, settings.work_dir, baud=settings.baud)
+        in_place = assignment.safety.allow_in_place
+        return SerialTransport(settings.port, settings.work_dir, baud=settings.baud, in_place=in_place)
     if assignment.transport is TransportKind.NETWORK and assignment.address:
         return NetworkTransport(assignment.address)
     raise problem(Reason.TRANSPORT_UNSUPPORTED, f"{assignment.transport.value}: no port or address is given")

@@ -154,10 +154,10 @@ class Attempt:
             info, evidence = await self._before()
             runs_target = info is not None and _runs_target(info, task)
             if not runs_target:
-                await self._preflight()
+                await self._preflight(info)
             permit = await self._permit(evidence)
             if permit.decision is PermitDecision.WRITE and runs_target:
-                await self._preflight()
+                await self._preflight(info)
         if permit.decision is PermitDecision.ALREADY_RUNNING:
             reason = Reason.ALREADY_RUNNING
             return VerdictReply.parse({"outcome": "AlreadyRunning", "reason": reason.value, "message": reason.meaning})
@@ -187,7 +187,7 @@ class Attempt:
             if transport.kind == "network":
                 raise problem(Reason.SILENT_AFTER_WRITE, error.message) from error
         try:
-            await self._preflight()
+            await self._preflight(None)
             await transport.abandon()
             return await self._identify()
         except FlashJobError as error:
@@ -204,11 +204,11 @@ class Attempt:
         async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
             return info, await transport.evidence(nonce.nonce)
 
-    async def _preflight(self) -> None:
+    async def _preflight(self, info: Info | None) -> None:
         offset = self._firmware.config.partition_table_offset
         self._facts = await self._transport.probe(DEFAULT_TABLE_OFFSET if offset is None else offset)
         try:
-            preflight.check_hardware(self._task, self._facts, self._firmware.config)
+            preflight.check_hardware(self._task, self._facts, self._firmware.config, info)
         except FlashJobError:
             await self._abandon()
             raise

@@ -103,6 +103,17 @@ class Safety(WireModel):
         bool,
         Field(description="Permit a secure_version above the device's eFuse counter, which confirming burns for ever."),
     ] = False
+    allow_in_place: Annotated[
+        bool,
+        Field(description="Serial: permit to overwrite the only application slot; a failure leaves nothing to boot."),
+    ] = False
+    allow_without_rollback: Annotated[
+        bool, Field(description="Permit devices whose bootloader does not go back from an image that fails.")
+    ] = False
+    from_versions: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=32)], ...],
+        Field(max_length=16, description="Only devices that run one of these versions; empty: any."),
+    ] = ()
 
 
 class AssignmentRef(WireModel):

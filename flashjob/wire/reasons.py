@@ -220,6 +220,21 @@ class Reason(StrEnum):
         "another device is connected than the task names",
         "correct cabling or spec.connection",
     )
+    HARDWARE_CONTRADICTION = (
+        "HardwareContradiction",
+        "what the application says of its device is not what the chip shows",
+        "examine the device: its firmware or its cabling is not what it seems",
+    )
+    NO_ROLLBACK = (
+        "NoRollback",
+        "the device's bootloader does not go back from an image that fails",
+        "build its bootloader with rollback, or set safety.allowWithoutRollback",
+    )
+    FROM_VERSION = (
+        "FromVersion",
+        "the device does not run a version that this update may start from",
+        "bring it to one of safety.fromVersions first",
+    )
     WRONG_CHIP = "WrongChip", "the image is for another chip", "push the right image for this chip"
     CHIP_REVISION = "ChipRevision", "the image does not run on this chip revision", "build for this revision"
     FLASH_TOO_SMALL = (

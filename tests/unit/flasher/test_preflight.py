@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from attestation.device_protocol import Flag, Info
+from attestation.statement import Digest
 from firmware_pipeline import config as signed_config
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.errors import Reason as PipelineReason
@@ -145,3 +147,66 @@ def test_all_compatibility_reasons_are_named_or_knowingly_general() -> None:
     names = list(PipelineReason)
     first, last = names.index(PipelineReason.WrongChip), names.index(PipelineReason.HardwareUnknown)
     assert {r.value for r in names[first : last + 1] if r not in HARDWARE_REASONS} == general
+
+
+# --- rules 3 to 5: what the application says ----------------------------------------------------------------------
+
+INFO = Info(
+    versions=[1], ueid=UEID, chip_id=9, chip_revision=2, flash_size=4 * 1024 * 1024, running_slot=0x10, slot_state=2,
+    target_slot_size=0x1C0000, measurement=Digest(alg=-16, value=bytes(32)), name="porch", version="1.0.0",
+    secure_version=0, efuse_secure_version=0, flags=Flag.ROLLBACK, partition_table=bytes(32), bootseed=bytes(16),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "said", "part"),
+    [
+        ({"target": "esp32c3", "chip_id": 5}, {}, "says chip ESP32-S3, the chip is ESP32-C3"),
+        ({}, {"chip_id": 4711}, "says chip number 4711"),
+        ({}, {"chip_revision": 101}, "revision 101"),
+        ({}, {"flash_size": 16 * 1024 * 1024}, "16777216 bytes of flash"),
+        ({"partition_table_sha256": "11" * 32}, {}, "partition table 0000"),
+        ({"secure_boot": True}, {}, "secure boot is off"),
+        ({"flash_encryption": "release"}, {}, "encryption is off"),
+    ],
+)
+def test_rule_3_application_and_chip_agree(
+    config: FirmwareConfig, facts: dict[str, Any], said: dict[str, Any], part: str
+) -> None:
+    found, info = HardwareFacts(**FACTS | facts), INFO.model_copy(update=said)
+    error = refused(lambda: preflight.check_hardware(task(), found, config, info))
+    assert error.reason == "HardwareContradiction"
+    assert part in error.message
+
+
+def test_rule_3_an_application_may_know_of_less_flash_than_there_is(config: FirmwareConfig) -> None:
+    info = INFO.model_copy(update={"flash_size": 2 * 1024 * 1024})
+    preflight.check_hardware(task(), HardwareFacts(**FACTS), config, info)
+
+
+def test_rule_3_a_claim_of_secure_boot_is_a_reason_to_refuse(config: FirmwareConfig) -> None:
+    info = INFO.model_copy(update={"flags": Flag.ROLLBACK | Flag.SECURE_BOOT})
+    error = refused(lambda: preflight.check_hardware(task(), HardwareFacts(**FACTS), config, info))
+    assert error.reason == "SecureBootMismatch"
+
+
+def test_rule_4_a_bootloader_that_does_not_go_back(config: FirmwareConfig) -> None:
+    info, facts = INFO.model_copy(update={"flags": Flag(0)}), HardwareFacts(**FACTS)
+    assert refused(lambda: preflight.check_hardware(task(), facts, config, info)).reason == "NoRollback"
+    preflight.check_hardware(task(safety={"allowWithoutRollback": True}), facts, config, info)
+
+
+def test_rule_5_versions_to_start_from(config: FirmwareConfig) -> None:
+    facts, job = HardwareFacts(**FACTS), task(safety={"fromVersions": ["1.4.0", "1.5.0"]})
+    error = refused(lambda: preflight.check_hardware(job, facts, config, INFO))
+    assert error.reason == "FromVersion"
+    assert "1.4.0, 1.5.0" in error.message
+    for version in ("1.5.0", "2.0.0"):  # the second is the target's own: an attempt that is made again
+        preflight.check_hardware(job, facts, config, INFO.model_copy(update={"version": version}))
+
+
+def test_rule_6_in_place_is_a_serial_permission(config: FirmwareConfig) -> None:
+    facts = HardwareFacts(**FACTS | {"target_slot": None, "target_slot_size": None, "partitions": None})
+    for safety in ({}, {"allowInPlace": True}):
+        network = task(transport="Network", address="127.0.0.1:1", mac=None, safety=safety)
+        assert refused(lambda t=network: preflight.check_hardware(t, facts, config)).reason == "NoUpdateSlot"
