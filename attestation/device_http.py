@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation import cose, eat
 from attestation import device_protocol as dp
-from attestation.device_protocol import DeviceError, DeviceNonce, Info, Verb
+from attestation.device_protocol import DeviceError, DeviceNonce, Info, OwnerKeys, Verb
 from attestation.errors import Reject
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class HttpDevice:
     async def grant(self, grant: bytes) -> bytes:
         """POST /fj/1/grant."""
         return await self._request("POST", "grant", grant, seconds=dp.ATTEST_SECONDS)
+
+    async def owner_key(self, succession: bytes) -> OwnerKeys:
+        """POST /fj/1/owner."""
+        return dp.parse_owner_keys(await self._request("POST", "owner", succession, seconds=dp.ATTEST_SECONDS))
 
     async def image(self, payload: bytes | memoryview, offset: int = 0, progress: Progress | None = None) -> None:
         """PUT /fj/1/image: all bytes from `offset` on, in one request.

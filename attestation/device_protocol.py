@@ -23,6 +23,7 @@ from attestation.cbor import Value, dumps, strict_loads
 from attestation.errors import Reject
 from attestation.grants import Verb
 from attestation.statement import Bytes16, Bytes32, Digest, DigestField, Ueid, Uint, Uint32
+from attestation.succession import Kind
 
 VERSION: Final = 1
 MAX_REQUEST_BYTES: Final = 1024
@@ -112,6 +113,7 @@ class Request(IntEnum):
     ATTEST = 1
     NONCE = 2
     GRANT = 3
+    OWNER = 4
 
 
 class DeviceError(Exception):
@@ -240,6 +242,29 @@ def parse_nonce(data: bytes) -> DeviceNonce:
     return DeviceNonce(value, ttl)
 
 
+class OwnerKeys(NamedTuple):
+    """What a device holds of one kind of owner keys, after a succession: ids of 8 bytes, and the generation."""
+
+    kind: Kind
+    ids: tuple[bytes, ...]
+    generation: int
+
+
+def parse_owner_keys(data: bytes) -> OwnerKeys:
+    """Read the reply to a succession. Raises DeviceError BadReply."""
+    labels = _map(data, "owner")
+    kind, ids, generation = labels.get(1), labels.get(2), labels.get(3)
+    good = type(kind) is int and kind in tuple(Kind) and type(generation) is int and isinstance(ids, list)
+    if not good or not all(isinstance(one, bytes) and len(one) == 8 for one in ids):  # type: ignore[union-attr]
+        raise DeviceError("BadReply", "owner: expected {1: kind, 2: [key ids of 8 bytes], 3: generation}")
+    return OwnerKeys(Kind(kind), tuple(ids), generation)  # type: ignore[arg-type]
+
+
+def encode_owner_keys(held: OwnerKeys) -> bytes:
+    """The bytes of that reply."""
+    return dumps({1: int(held.kind), 2: list(held.ids), 3: held.generation})
+
+
 def encode_error(code: ErrorCode, title: str, *, next_offset: int | None = None) -> bytes:
     """Body of a refusal (rule 4)."""
     body: dict[int, int | str] = {-1: title, 1: int(code)}
@@ -291,6 +316,10 @@ class DeviceClient(Protocol):
 
     async def grant(self, grant: bytes) -> bytes:
         """Hand over a signed grant; the reply's body (evidence after a confirm, else a map)."""
+        ...
+
+    async def owner_key(self, succession: bytes) -> OwnerKeys:
+        """Hand over a succession statement; what the device holds of that kind from now on."""
         ...
 
     async def close(self) -> None:

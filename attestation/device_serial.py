@@ -19,7 +19,7 @@ from typing import Final
 from attestation import device_protocol as dp
 from attestation import serial_framing as framing
 from attestation.cbor import Writable, dumps, strict_loads
-from attestation.device_protocol import DeviceError, DeviceNonce, Info, Request, Verb
+from attestation.device_protocol import DeviceError, DeviceNonce, Info, OwnerKeys, Request, Verb
 from attestation.errors import Reject
 from attestation.serial_framing import Frame, FrameReader, Kind
 from attestation.serial_port import ByteStream
@@ -77,6 +77,10 @@ class SerialDevice:
     async def grant(self, grant: bytes) -> bytes:
         """Hand over a signed grant."""
         return await self._request(Request.GRANT, grant)
+
+    async def owner_key(self, succession: bytes) -> OwnerKeys:
+        """Hand over a succession statement."""
+        return dp.parse_owner_keys(await self._request(Request.OWNER, succession))
 
     async def close(self) -> None:
         """Close the stream."""

@@ -157,6 +157,9 @@ class Code(StrEnum):
 
     GRANT_STRUCTURE = "grant.structure", "A grant does not have the fields, types and lengths of its verb."
     RELEASE_STRUCTURE = "release.structure", "A release statement does not have the required fields and types."
+    SUCCESSION_STRUCTURE = "succession.structure", "A succession does not have the required fields and types."
+    SUCCESSION_GENERATION = "succession.generation", "A succession is not newer than the one that the device took."
+    SUCCESSION_HELD = "succession.held", "The successor is a key that the device holds already."
     LISTING_STRUCTURE = "listing.structure", "A listing token does not have the required fields and types."
     STATEMENT_KEY = "statement.key", "A statement is signed by a key that is not among the accepted ones."
 

@@ -14,6 +14,7 @@ Rules (tests name them):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
@@ -164,7 +165,7 @@ def parse(data: bytes) -> SignedGrant:
     return Statement(statement.build(model, names, labels, Code.GRANT_STRUCTURE), kid, message)
 
 
-def check(signed: SignedGrant, keys: dict[bytes, PublicKey]) -> Grant:
+def check(signed: SignedGrant, keys: Mapping[bytes, PublicKey]) -> Grant:
     """Check key and signature of a parsed grant and return its content.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signed statements of FlashJob's own (grant, release): one way to read, check and write them. Pure.
+"""Signed statements of FlashJob's own (grant, release, succession): one way to read, check and write them. Pure.
 
 A statement is an untagged COSE_Sign1 whose protected header holds exactly alg, content type and kid, and whose payload
 is a CBOR map with integer labels. `read` checks shape and types, `check_signature` the key and the signature: a device
@@ -22,7 +22,8 @@ from attestation.keys import Alg, PrivateKey, PublicKey, key_id
 SHA_256: Final = -16
 SHA_512: Final = -44
 _DIGEST_SIZE: Final = {SHA_256: 32, SHA_512: 64}
-_ALGS: Final = frozenset({Alg.ES256, Alg.EDDSA})
+SIGNING_ALGS: Final = frozenset({Alg.ES256, Alg.EDDSA})
+"""What an owner's key may sign with."""
 
 
 class Strict(BaseModel):
@@ -94,7 +95,7 @@ def parse(data: bytes, content_type: str, *, limit: int, code: Code) -> tuple[co
     Raises:
         Reject: the shape is wrong.
     """
-    message = cose.parse(data, content_type=content_type, algs=_ALGS, limit=limit)
+    message = cose.parse(data, content_type=content_type, algs=SIGNING_ALGS, limit=limit)
     if message.kid is None:
         raise Reject(code, "the protected header names no key (kid)")
     labels = strict_loads(message.payload, limit)

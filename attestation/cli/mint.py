@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from attestation import dice_cbor, enrolment, factory_list, keys
+from attestation import dice_cbor, enrolment, factory_list, keys, succession
 from attestation import mint as device
-from attestation.cli.common import AsJson, from_hex, json_or, measurement, private_key, verb
+from attestation.cli.common import AsJson, from_hex, json_or, measurement, private_key, public_key, verb
 from attestation.device_file import base64url
 from attestation.keys import Alg, PrivateKey
 from attestation.policy import Algorithm
@@ -30,6 +30,13 @@ class CertificateForm(StrEnum):
 
     CBOR = "cbor"
     X509 = "x509"
+
+
+class OwnerKind(StrEnum):
+    """What an owner's key is for."""
+
+    RELEASE = "release"
+    GRANT = "grant"
 
 
 class Form(StrEnum):
@@ -170,6 +177,28 @@ def evidence(
         json_or(as_json, content, lambda: typer.echo(f"{len(made)} bytes"))
     else:
         sys.stdout.buffer.write(made)
+
+
+@app.command(name="succession")
+@verb
+def mint_succession(
+    key: Annotated[Path, typer.Option(help="The key that is followed: private, PEM.")],
+    successor: Annotated[str, typer.Option(help="Public key that follows: a file (PEM or COSE_Key), or hex.")],
+    kind: Annotated[OwnerKind, typer.Option(help="What both keys are for.")],
+    generation: Annotated[int, typer.Option(min=1, help="1 for the first succession of this kind, then one more.")],
+    out: Annotated[Path, typer.Option(help="File for the statement; `flashjob device owner-key` delivers it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let an owner's key name the key that follows it on every device that holds the old one."""
+    old, new = private_key(key, "--key"), public_key(successor, "--successor")
+    made = succession.mint(succession.Kind[kind.name], new, generation, old)
+    try:
+        out.write_bytes(made)
+    except OSError as error:
+        raise typer.BadParameter(f"--out {out}: {error.strerror}") from error
+    ids = {"from": keys.key_id(old.public_key()).hex(), "to": keys.key_id(new).hex()}
+    content = {"kind": kind.value, "generation": generation, **ids, "bytes": len(made)}
+    json_or(as_json, content, lambda: typer.echo(f"{kind} key {ids['from']} is followed by {ids['to']}: {out}"))
 
 
 def _random(alg: Alg) -> PrivateKey:

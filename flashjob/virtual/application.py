@@ -32,7 +32,7 @@ from enum import Enum
 from typing import Final, TypeVar
 
 from attestation import device_protocol as dp
-from attestation import grants, mint, release
+from attestation import grants, mint, release, succession
 from attestation.cbor import Value, dumps, strict_loads
 from attestation.device_protocol import ErrorCode, Flag, Info, Request
 from attestation.errors import Code, Reject
@@ -52,6 +52,16 @@ from flashjob.virtual.replies import Refusal, Reply
 NONCE_SECONDS: Final = 600
 ATTEST_INTERVAL_SECONDS: Final = 1.0
 _F = TypeVar("_F", bytes, int)
+_SUCCESSION_CODES: Final = {
+    Code.SIZE: ErrorCode.TOO_LARGE,
+    Code.STATEMENT_KEY: ErrorCode.UNKNOWN_KEY,
+    Code.SUCCESSION_GENERATION: ErrorCode.SEQUENCE,
+    Code.SUCCESSION_HELD: ErrorCode.STATE,
+    Code.COSE_KEYALG: ErrorCode.SIGNATURE,
+    Code.SIG_RANGE: ErrorCode.SIGNATURE,
+    Code.SIG_INVALID: ErrorCode.SIGNATURE,
+}
+"""What a refused succession is answered with; all else is malformed."""
 _DBGSTAT_ENABLED, _DBGSTAT_PERMANENTLY_OFF = 0, 3
 
 
@@ -107,7 +117,7 @@ class Application:
         self.addresses = list(addresses)
         self._handover = boot.handover()
         self._key = mint.signing_key(self._handover.cdi, hardware.alg)
-        self._flash, self._hardware, self._owner, self._nvs = flash, hardware, owner, nvs
+        self._flash, self._hardware, self._owner, self._nvs = flash, hardware, nvs.owner or owner, nvs
         self._clock, self._random = clock, random
         self._behaviour = behaviour or Behaviour()
         self._takes_image = takes_image
@@ -133,7 +143,7 @@ class Application:
         return self._handover.ueid
 
     def handle(self, request: Request, body: bytes) -> Reply:
-        """Answer one request: an empty body for INFO, CBOR for ATTEST and NONCE, a signed grant for GRANT."""
+        """Answer one request: an empty body for INFO, CBOR for ATTEST and NONCE, a signed statement for GRANT and OWNER."""
         try:
             if len(body) > dp.MAX_REQUEST_BYTES:
                 raise Refusal(ErrorCode.TOO_LARGE, f"a request has at most {dp.MAX_REQUEST_BYTES} bytes")
@@ -146,6 +156,8 @@ class Application:
                     return Reply(200, self._new_nonce(body))
                 case Request.GRANT:
                     return self._grant(body)
+                case Request.OWNER:
+                    return self._succeed(body)
         except Refusal as refusal:
             return Reply.refusal(refusal)
         except FlashIOError as error:
@@ -268,6 +280,15 @@ class Application:
                 reply = self._cancel(signed, grant)
         self._last_grant = (data, reply)
         return reply
+
+    def _succeed(self, data: bytes) -> Reply:
+        """Rules of `attestation.succession`; needs no nonce, in any state."""
+        try:
+            kind, slots = succession.take(data, self._owner.slots)
+        except Reject as reject:
+            raise Refusal(_SUCCESSION_CODES.get(reject.code, ErrorCode.MALFORMED), str(reject)) from reject
+        self._owner = self._nvs.owner = self._owner.with_slots(kind, slots)
+        return Reply(200, dp.encode_owner_keys(dp.OwnerKeys(kind, tuple(sorted(slots.keys)), slots.generation)))
 
     def _check_nonce(self, value: bytes, verb: Verb) -> None:
         nonce = self._nonce

@@ -3,7 +3,7 @@
 
 Rules (tests name them):
 
-1. It serves GET /fj/1/info, POST /fj/1/attest | nonce | grant and PUT /fj/1/image?off=N; every answer is CBOR with a
+1. It serves GET /fj/1/info, POST /fj/1/attest | nonce | grant | owner and PUT /fj/1/image?off=N; every answer is CBOR with a
    Content-Length.
 2. It is gone while the device reboots, with every connection, and may come back at another port or address.
 3. A reset that an answer asks for happens after the answer was sent.
@@ -27,7 +27,7 @@ from flashjob.virtual.replies import Refusal, Reply
 
 _CHUNK: Final = 16 * 1024
 _CBOR: Final = "application/cbor"
-_VERBS: Final = {"attest": Request.ATTEST, "nonce": Request.NONCE, "grant": Request.GRANT}
+_VERBS: Final = {"attest": Request.ATTEST, "nonce": Request.NONCE, "grant": Request.GRANT, "owner": Request.OWNER}
 
 
 class DeviceServer:
@@ -65,7 +65,7 @@ class DeviceServer:
         await self.stop()
         app = web.Application(client_max_size=dp.MAX_REQUEST_BYTES)
         app.router.add_get("/fj/1/info", self._info)
-        app.router.add_post("/fj/1/{verb:attest|nonce|grant}", self._post)
+        app.router.add_post("/fj/1/{verb:attest|nonce|grant|owner}", self._post)
         app.router.add_put("/fj/1/image", self._image)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0, handle_signals=False)
         await runner.setup()
@@ -98,7 +98,7 @@ class DeviceServer:
             reply = self._running().handle(verb, body)
         except ConnectionError:
             return _hang_up(request)
-        evidence = reply.status == 200 and verb is not Request.NONCE
+        evidence = reply.status == 200 and verb in (Request.ATTEST, Request.GRANT)
         return await self._send(request, reply, EVIDENCE_MEDIA_TYPE if evidence else _CBOR)
 
     async def _image(self, request: web.Request) -> web.StreamResponse:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flashjob.virtual.profile import Owner
+
 
 @dataclass(frozen=True, slots=True)
 class PendingInstall:
@@ -27,3 +29,5 @@ class Nvs:
     sequence: int = 0
     """Sequence of the last confirmed release."""
     pending: PendingInstall | None = None
+    owner: Owner | None = None
+    """The owner's keys, once a succession changed those of the provisioning."""

@@ -13,7 +13,7 @@ The secret (UDS) is in `DeviceIdentity`, which only the bootloader gets; applica
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -22,12 +22,12 @@ from attestation.device_protocol import Flag
 from attestation.keys import Alg, PublicKey, dice_id, key_id, ueid
 from attestation.mint import Mode
 from attestation.statement import SHA_512
+from attestation.succession import MOST_KEYS, Kind, Slots
 from firmware_pipeline.esp.chips import FLASH_SIZES, Chip, by_target
 from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
 from flashjob.virtual import secure_boot
 
 Tier = Literal["SelfReported", "SignedBoot"]
-MAX_OWNER_KEYS: Final = 2
 DEFAULT_CONFIRM_SECONDS: Final = 300
 
 
@@ -120,22 +120,40 @@ class DeviceIdentity:
 
 
 class Owner:
-    """The public keys that a device was provisioned with: at most two for grants, two for releases.
+    """The owner's public keys that a device holds: at most two for grants, two for releases.
 
     Raises ValueError for more.
     """
 
     def __init__(self, grant_keys: Iterable[PublicKey] = (), release_keys: Iterable[PublicKey] = ()) -> None:
-        self.grant_keys = {key_id(key): key for key in grant_keys}
-        self.release_keys = {key_id(key): key for key in release_keys}
-        for what, keys in (("grant", self.grant_keys), ("release", self.release_keys)):
-            if len(keys) > MAX_OWNER_KEYS:
-                raise ValueError(f"a device holds at most {MAX_OWNER_KEYS} {what} keys, not {len(keys)}")
+        self.slots = {
+            Kind.GRANT: Slots({key_id(key): key for key in grant_keys}),
+            Kind.RELEASE: Slots({key_id(key): key for key in release_keys}),
+        }
+        for kind, held in self.slots.items():
+            if len(held.keys) > MOST_KEYS:
+                raise ValueError(f"a device holds at most {MOST_KEYS} {kind.name.lower()} keys, not {len(held.keys)}")
+
+    @property
+    def grant_keys(self) -> Mapping[bytes, PublicKey]:
+        """Those that may sign grants, by id."""
+        return self.slots[Kind.GRANT].keys
+
+    @property
+    def release_keys(self) -> Mapping[bytes, PublicKey]:
+        """Those that may sign releases, by id."""
+        return self.slots[Kind.RELEASE].keys
 
     @property
     def key_ids(self) -> list[bytes]:
         """Ids of all of them, sorted, as evidence lists them."""
         return sorted({*self.grant_keys, *self.release_keys})
+
+    def with_slots(self, kind: Kind, slots: Slots) -> Owner:
+        """The keys after a succession."""
+        after = Owner()
+        after.slots = {**self.slots, kind: slots}
+        return after
 
 
 def make_identity(
@@ -152,7 +170,7 @@ def make_identity(
     anti_rollback: bool = False,
     table_offset: int = DEFAULT_TABLE_OFFSET,
     secure_boot_key_digest: bytes | None = None,
-    verifies_signatures: bool = True,
+    verifies_signatures: bool = False,
 ) -> DeviceIdentity:
     """A chip of its own for every (secret, name): same input, same MAC, same keys.
 

@@ -3,8 +3,8 @@
 
 Rules (tests name them):
 
-1. A request is ``[0 info | 1 attest | 2 nonce | 3 grant, body]``; the body is a map, for a grant the signed bytes, for
-   info an empty map.
+1. A request is ``[0 info | 1 attest | 2 nonce | 3 grant | 4 owner, body]``; the body is a map, for a grant or a
+   succession the signed bytes, for info an empty map.
 2. The same request under the same sid within ten seconds gets the cached answer, byte for byte: repeating costs
    nothing and never acts twice. Another request under that sid is a new one.
 3. A refusal is an error frame ``[status, body]``.
@@ -103,6 +103,6 @@ def _request(payload: bytes) -> tuple[Request, bytes]:
             return Request.INFO, b""
         case [(1 | 2) as verb, dict(body)]:
             return Request(verb), dumps(body)
-        case [3, bytes(grant)]:
-            return Request.GRANT, grant
-    raise Refusal(ErrorCode.MALFORMED, "a request is [0 info | 1 attest | 2 nonce | 3 grant, body]")
+        case [(3 | 4) as verb, bytes(signed)]:
+            return Request(verb), signed
+    raise Refusal(ErrorCode.MALFORMED, "a request is [0 info | 1 attest | 2 nonce | 3 grant | 4 owner, body]")
