@@ -6,23 +6,26 @@
 2. A task's status is written only if nobody wrote it since it was read: the gateway may have permitted meanwhile. Its
    Device is written before it, so that a task that is over has never left its Device behind.
 3. A start takes the Lease first (PUT with the version it was read at), then creates the pod. Where the Lease was taken
-   meanwhile, nothing is created.
+   meanwhile, nothing is created. Of starts that share a pod, each takes its own Lease, and the pod is made for those
+   that got theirs. An attempt begun before is first looked for among the job's live pods: nothing is created twice.
 4. Conflicts are no errors: the next round sees more and decides again.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from flashjob.api.flashtask import Waiting
 from flashjob.api.meta import API_VERSION
 from flashjob.cluster import lease as locks
-from flashjob.cluster.kubeapi import ApiError, KubeApi
+from flashjob.cluster.kubeapi import ApiError, KubeApi, list_all
 from flashjob.cluster.resources import DEVICES, FLASHJOBS, FLASHTASKS, PODS, Obj
 from flashjob.errors import FlashJobError
+from flashjob.planning.batches import batches, begun
+from flashjob.planning.batches import name as batch_name
 from flashjob.planning.clock import micro, stamp
 from flashjob.planning.decisions import Decisions, NewTask, Patch, Start
 from flashjob.planning.names import job_label, pod_name
@@ -34,7 +37,7 @@ from flashjob.wire.reasons import Reason
 from flashjob.workloads.pod import Owner, Placement, PodSettings, build_pod, owner_reference
 
 from .caches import Caches
-from .project import ANNOTATION_REFUSAL
+from .project import ANNOTATION_REFUSAL, assigned
 
 FIELD_MANAGER: Final = "flashjob-operator"
 PARALLEL: Final = 16
@@ -69,7 +72,7 @@ class Applier:
         steps: list[list[Coroutine[Any, Any, bool]]] = [
             [self._create_task(job, new) for new in decisions.create_tasks],
             [self._patch(patch) for patch in decisions.patches],
-            [self._start(job, start) for start in decisions.starts],
+            [self._start(job, batch) for batch in batches(decisions.starts)],
             [self._delete(pod) for pod in decisions.delete_pods],
         ]
         again = False
@@ -134,7 +137,29 @@ class Applier:
         self.caches.tasks.wrote(written)
         return False
 
-    async def _start(self, job: Job, start: Start) -> bool:
+    async def _start(self, job: Job, batch: Sequence[Start]) -> bool:
+        taken: list[Start] = []
+        errors: list[Exception] = []
+        for start in batch:
+            try:
+                if await self._take(start):
+                    taken.append(start)
+            except (ApiError, FlashJobError) as error:
+                errors.append(error)
+        if taken:
+            try:
+                await self._create_pod(job, taken)
+            except ApiError as error:
+                if not error.transient:
+                    for start in taken:
+                        await self._complain(start, error)
+                raise
+        if errors:
+            raise errors[0]
+        return len(taken) < len(batch)
+
+    async def _take(self, start: Start) -> bool:
+        """Take the Lease; False where somebody was faster."""
         device, task = start.device, start.task
         owner = f"{device.namespace}/{device.name}"
         try:
@@ -157,20 +182,14 @@ class Applier:
             taken = await locks.take(self.api, lease, holder, micro(self.now()))
         except ApiError as error:
             if error.conflict or error.not_found:
-                return True
+                return False
             raise
         except ValueError as error:
             raise FlashJobError(
                 Reason.DEVICE_BUSY, f"the Lease of Device {owner} is not one of ours: {error}", "delete that Lease"
             ) from error
         self.caches.leases.wrote(_lease_object(taken))
-        try:
-            await self._create_pod(job, start)
-        except ApiError as error:
-            if not error.transient:
-                await self._complain(start, error)
-            raise
-        return False
+        return True
 
     async def _complain(self, start: Start, error: ApiError) -> None:
         """A pod that the API server refuses (quota, webhook) is no silent state."""
@@ -181,8 +200,14 @@ class Applier:
         waiting = Waiting(reason=Reason.POD_PENDING.value, message=text, since=stamp(self.now()))
         await self._patch(Patch(task, {"waiting": waiting.dump()}))
 
-    async def _create_pod(self, job: Job, start: Start) -> None:
-        obj = pod_object(job, start, self.settings)
+    async def _create_pod(self, job: Job, batch: Sequence[Start]) -> None:
+        (first, *others) = batch
+        if not others and begun(first) and first.connection.kind is TransportKind.NETWORK:
+            live = await find_pod(self.api, job.namespace, job.name, first.task.name, first.attempt)
+            if live is not None:
+                self.caches.pods.wrote(live)
+                return
+        obj = pod_object(job, batch, self.settings)
         name = obj["metadata"]["name"]
         try:
             created = await self.api.create(PODS, job.namespace, obj)
@@ -286,12 +311,32 @@ def _same_task(found: Obj, wanted: Obj) -> bool:
     return identity(found) == identity(wanted)
 
 
-def pod_object(job: Job, start: Start, settings: PodSettings) -> Obj:
-    """The flashing pod of one start."""
+async def find_pod(api: KubeApi, namespace: str, job: str, task: str, attempt: int) -> Obj | None:
+    """The pod of one attempt as it is at the API server now, whatever its name. Raises ApiError."""
+    pods = await list_all(api, PODS, namespace, label_selector=f"{LABEL_JOB}={job_label(job)}")
+    return next((obj for obj in pods if (task, attempt) in assigned(obj)), None)
+
+
+def pod_object(job: Job, batch: Sequence[Start], settings: PodSettings) -> Obj:
+    """The flashing pod of the starts that share it."""
+    first = batch[0]
+    return build_pod(
+        batch_name(batch),
+        owner_of(job),
+        Assignments(namespace=job.namespace, job=job.name, items=tuple(map(_assignment, batch))),
+        Placement(first.connection.instance, first.connection.node),
+        settings,
+        deadline_seconds=max(active_deadline_seconds(start.task.timeouts) for start in batch),
+        pull_secrets=[secret.name for secret in job.spec.firmware.pull_secrets],
+        overrides=job.spec.pod_overrides,
+    )
+
+
+def _assignment(start: Start) -> Assignment:
     task, device = start.task, start.device
     assert task.target is not None
     serial = start.connection.kind is TransportKind.SERIAL
-    item = Assignment(
+    return Assignment(
         task=task.name,
         attempt=start.attempt,
         device=device.id,
@@ -304,16 +349,6 @@ def pod_object(job: Job, start: Start, settings: PodSettings) -> Obj:
         permitted_before=start.permitted_before,
         timeouts=task.timeouts,
         safety=task.safety,
-    )
-    return build_pod(
-        pod_name(task.name, start.attempt),
-        owner_of(job),
-        Assignments(namespace=job.namespace, job=job.name, items=(item,)),
-        Placement(start.connection.instance, start.connection.node),
-        settings,
-        deadline_seconds=active_deadline_seconds(task.timeouts),
-        pull_secrets=[secret.name for secret in job.spec.firmware.pull_secrets],
-        overrides=job.spec.pod_overrides,
     )
 
 

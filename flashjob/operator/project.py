@@ -180,6 +180,11 @@ def _claims(spec: Obj) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def assigned(obj: Obj) -> tuple[tuple[str, int], ...]:
+    """(task, attempt) of each assignment of a pod."""
+    return _assignments((obj["metadata"].get("annotations") or {}).get(ANNOTATION_ASSIGNMENTS))
+
+
 def _assignments(note: str | None) -> tuple[tuple[str, int], ...]:
     if note is None:
         return ()

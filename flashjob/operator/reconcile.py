@@ -16,17 +16,16 @@ from typing import Any, Final, Protocol
 
 from flashjob.api.flashjob import FlashJobStatus
 from flashjob.cluster.kubeapi import ApiError, KubeApi
-from flashjob.cluster.resources import EVENTS, PODS, Obj
+from flashjob.cluster.resources import EVENTS, Obj
 from flashjob.planning.attempts import open_attempt
 from flashjob.planning.decisions import Decisions
 from flashjob.planning.job_status import finished
-from flashjob.planning.names import pod_name
 from flashjob.planning.plan import plan
 from flashjob.planning.selection import select
 from flashjob.planning.state import Admission, Device, Job, Key, Lease, Pod, Refusal, State
 
 from .admit import Admitter, Found
-from .apply import Applier
+from .apply import Applier, find_pod
 from .caches import Caches
 from .events import event, transitions
 from .metrics import Metrics
@@ -156,11 +155,8 @@ class Controller:
             attempt = open_attempt(task, pods, leases.get(task.device))
             if attempt is None or not attempt.unseen:
                 continue
-            try:
-                obj = await self._api.get(PODS, task.namespace, pod_name(task.name, attempt.number))
-            except ApiError as error:
-                if not error.not_found:
-                    raise
+            obj = await find_pod(self._api, task.namespace, task.job, task.name, attempt.number)
+            if obj is None:
                 continue
             self._caches.pods.wrote(obj)
             pod = self._caches.pods.get((task.namespace, obj["metadata"]["name"]))

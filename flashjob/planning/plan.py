@@ -164,7 +164,7 @@ class _Round:
         return Decisions(
             patches=tuple(self.patches),
             starts=tuple(self.starts),
-            delete_pods=tuple(self.delete),
+            delete_pods=tuple(dict.fromkeys(self.delete)),
             job_status=status,
             requeue_at=min((t for t in self.wake if t > self.now), default=None),
             drained=job.deleting and self.open == 0 and not self.patches,
@@ -233,7 +233,7 @@ class _Round:
             "finishedAt": stamp(self.now),
         }
         if attempt:
-            status |= {"attempt": attempt, "pod": names.pod_name(task.name, attempt)}
+            status |= {"attempt": attempt, "pod": self._pod_of(task, attempt)}
         if granted:
             status["startedAt"] = granted[0].at
         proven = task.status.report.before if task.status.report else None
@@ -266,7 +266,7 @@ class _Round:
             "reason": step.reason,
             "message": step.message,
             "attempt": step.attempt,
-            "pod": names.pod_name(task.name, step.attempt),
+            "pod": self._pod_of(task, step.attempt),
             "lastAttempt": record.dump(),
             "waiting": waiting.dump(),
         }
@@ -283,11 +283,22 @@ class _Round:
         self.in_flight += attempt is None
         self.open += 1
         self.wake.append(step.check_at)
-        if self.state.job.deleting and pod is not None and not pod.terminal and attempt and attempt.permit is None:
+        if self.state.job.deleting and pod is not None and not pod.terminal and not self._permitted(pod):
             self.delete.append(pod)
         back = {"phase": Phase.PENDING.value} if task.status.phase is Phase.UNKNOWN else {}
         self._explain(task, step.waiting, back)
         return self._show(task, Phase.PENDING, task.status.reason, task.status.message, running=True)
+
+    def _permitted(self, pod: Pod) -> bool:
+        """Whether any attempt in this pod may write."""
+        mine = ((self.state.tasks.get((pod.namespace, name)), number) for name, number in pod.assignments)
+        return any(p.attempt == number for task, number in mine if task is not None for p in permits(task))
+
+    def _pod_of(self, task: Task, attempt: int) -> str:
+        """The name of an attempt's pod; one that nobody saw has the name that it would have alone."""
+        pods = self._pods.get(task.key, [])
+        found = (pod.name for pod in pods if (task.name, attempt) in pod.assignments)
+        return next(found, names.pod_name(task.name, attempt))
 
     def _ending_pod(self, task: Task) -> Pod | None:
         """A pod of this task that still runs, whether or not its attempt is over."""
@@ -399,15 +410,19 @@ class _Round:
         self._finish(task, Ending(Phase.FAILED, gone.reason, gone.message), attempt)
 
     def _stale_pods(self) -> None:
-        """Pods of attempts that are recorded as over have nothing to do any more."""
-        over = {t.key: last_over(t) for t in self.state.own_tasks()}
+        """Pods whose attempts are all over, one of them recorded so, have nothing to do any more."""
+        own = self.state.own_tasks()
+        over = {t.key: last_over(t) for t in own}
         over |= {p.task.key: p.status["lastAttempt"]["attempt"] for p in self.patches if "lastAttempt" in p.status}
-        for (namespace, task), last in over.items():
-            self.delete += [
-                pod
-                for pod in self._pods.get((namespace, task), [])
-                if not (pod.terminal or pod.deleting) and any(t == task and n <= last for t, n in pod.assignments)
-            ]
+        ended = {t.key for t in own if t.status.phase.final}
+        ended |= {p.task.key for p in self.patches if "finishedAt" in p.status}
+        stale: dict[Key, Pod] = {}
+        for pod in (pod for task in own for pod in self._pods.get(task.key, [])):
+            recorded = [n <= over.get((pod.namespace, t), 0) for t, n in pod.assignments]
+            idle = (done or (pod.namespace, t) in ended for done, (t, _) in zip(recorded, pod.assignments, strict=True))
+            if any(recorded) and all(idle) and not (pod.terminal or pod.deleting):
+                stale[pod.namespace, pod.name] = pod
+        self.delete += stale.values()
 
     # --- rule 8: never a silent state
 

@@ -145,7 +145,8 @@ class World:
         self.restarts = 0
         self.peak = 0
         self.overlaps: list[str] = []
-        self._pods: dict[str, str] = {}
+        self._pods: dict[tuple[str, str], str] = {}
+        self._results: dict[tuple[str, str], Obj] = {}
         self._ghosts: dict[str, float] = {}
         self._shown: dict[str, str] = {}
         self._due: dict[Key, float] = {}
@@ -324,20 +325,27 @@ class World:
         meta = pod["metadata"]
         if pod["status"]["phase"] in ("Succeeded", "Failed"):
             return
-        item = json.loads(next(e["value"] for e in pod["spec"]["containers"][0]["env"] if e["name"] == ENV_ASSIGNMENTS))
-        item = item["items"][0]
-        board = self.boards[item["device"]]
-        stage = self._pods.setdefault(meta["uid"], "new")
+        items = json.loads(
+            next(e["value"] for e in pod["spec"]["containers"][0]["env"] if e["name"] == ENV_ASSIGNMENTS)
+        )
+        seats = [(item, self.boards[item["device"]]) for item in items["items"]]
         if meta.get("deletionTimestamp"):
-            board.writers.discard(meta["uid"])
+            for _, board in seats:
+                board.writers.discard(meta["uid"])
             await self.api.delete(r.PODS, NS, meta["name"], grace_seconds=0)
             return
-        act = board.act(item["attempt"])
-        step = self._STEPS.get(stage)
-        if act == "never starts":
+        if any(board.act(item["attempt"]) == "never starts" for item, board in seats):
             return
-        if step is not None:
-            self._pods[meta["uid"]] = await step(self, pod, item, board, act)
+        for item, board in seats:
+            seat = meta["uid"], item["task"]
+            step = self._STEPS.get(self._pods.setdefault(seat, "new"))
+            if step is not None:
+                self._pods[seat] = await step(self, pod, item, board, board.act(item["attempt"]))
+            if self._pods[seat] == "gone":
+                return
+        results = [self._results.get((meta["uid"], item["task"])) for item, _ in seats]
+        if all(results):
+            await self._ended(pod, results)
 
     async def _schedule(self, pod: Obj, item: Obj, board: Board, act: str) -> str:
         await self.api.patch(r.PODS, NS, pod["metadata"]["name"], {"spec": {"nodeName": "node1"}}, field_manager="s")
@@ -436,10 +444,15 @@ class World:
             "seconds": {"Writing": 1.5},
             "hardware": {"chip": self.boards[item["device"]].chip, "revision": 2},
         }
+        self._results[pod["metadata"]["uid"], item["task"]] = result
+        return "over"
+
+    async def _ended(self, pod: Obj, results: list[Obj | None]) -> None:
+        ok = all(result and result["ok"] for result in results)
         ended = {
             "exitCode": 0 if ok else 1,
             "finishedAt": stamp(self.clock),
-            "message": json.dumps({"items": [result]}),
+            "message": json.dumps({"items": results}),
         }
         await self._pod_status(
             pod,
@@ -448,7 +461,6 @@ class World:
                 "containerStatuses": [{"name": "flasher", "state": {"terminated": ended}}],
             },
         )
-        return "over"
 
     _STEPS: ClassVar[dict[str, Callable[["World", Obj, Obj, Board, str], Awaitable[str]]]] = {
         "new": _schedule,
@@ -509,7 +521,8 @@ class World:
             board.writers -= {uid for uid, until in self._ghosts.items() if self.clock >= until}
         live = [p for p in self.api.all(r.PODS, NS) if p["status"]["phase"] in ("Pending", "Running")]
         ours = [p for p in live if ANNOTATION_ASSIGNMENTS in p["metadata"].get("annotations", {})]
-        self.peak = max(self.peak, len(ours))
+        refs = [(p, ref) for p in ours for ref in json.loads(p["metadata"]["annotations"][ANNOTATION_ASSIGNMENTS])]
+        self.peak = max(self.peak, sum((p["metadata"]["uid"], ref["task"]) not in self._results for p, ref in refs))
         self.overlaps += [b.name for b in self.boards.values() if len(b.writers) > 1]
 
 

@@ -561,3 +561,33 @@ async def test_the_lock_names_its_attempt(world: World) -> None:
     assert lease["spec"]["holderIdentity"] == f"{NS}/{task}/2"
     assert lease["spec"]["leaseTransitions"] == 2
     assert lease["metadata"]["annotations"]["flashjob.dev/device"] == f"{NS}/b1"
+
+
+async def test_devices_on_the_network_share_a_pod_and_none_ends_another(world: World) -> None:
+    await world.policy()
+    boards = [await world.board(f"b{n}", serial=False) for n in range(4)]
+    boards[1].script = ["fails WrongChip"]
+    boards[2].script = ["breaks TransportLost"]
+    await world.job(strategy={"maxInFlight": 4, "retries": {"limit": 1, "backoffSeconds": 1}})
+    await world.run_job()
+    pods = {pod["metadata"]["name"] for pod in world.api.all(r.PODS, NS)}
+    tasks = [world.task_of(board)["status"] for board in boards]
+    assert [t["phase"] for t in tasks] == ["Succeeded", "Rejected", "Succeeded", "Succeeded"]
+    assert tasks[1]["reason"] == "WrongChip"
+    assert tasks[0]["pod"] == tasks[1]["pod"] == tasks[3]["pod"] != tasks[2]["pod"], "one for all, one for the retry"
+    assert {t["pod"] for t in tasks} == pods
+    assert [board.writes for board in boards] == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("point", range(4, 19, 3))
+@pytest.mark.parametrize("after", [False, True])
+async def test_killed_anywhere_devices_that_share_a_pod_are_written_once(world: World, point: int, after: bool) -> None:
+    await world.policy()
+    boards = [await world.board(f"b{n}", serial=False) for n in range(3)]
+    world.mortal.die_at, world.mortal.die_after = point, after
+    await world.job(strategy={"maxInFlight": 3})
+    await world.run_job()
+    assert world.restarts == 1, "the crash happened"
+    assert {end(world, b) for b in boards} == {("Succeeded", "Proven")}
+    assert [b.writes for b in boards] == [1] * 3
+    assert world.peak <= 3
