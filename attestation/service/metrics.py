@@ -48,8 +48,9 @@ class Metrics:
         children[0].inc()
         children[1].observe(seconds)
 
-    def watch(self, *, connections: Callable[[], int], chains: ChainCache) -> None:
+    def watch(self, *, connections: Callable[[], int], in_flight: Callable[[], int], chains: ChainCache) -> None:
         """Figures that are asked for when they are read."""
+        self.in_flight.set_function(in_flight)
         self.connections.set_function(connections)
         self.registry.register(_Chains(chains))
 

@@ -81,7 +81,9 @@ class Service:
         await self._runner.setup()
         site = _Site(self._runner, settings)
         await site.start()
-        self._counts.watch(connections=lambda: site.connections, chains=self._judge.chains)
+        self._counts.watch(
+            connections=lambda: site.connections, in_flight=lambda: self.state.busy, chains=self._judge.chains
+        )
         port: int = self._runner.addresses[0][1]
         return port
 
