@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation import cose, eat, mint
-from attestation.keys import PrivateKey
+from attestation.keys import Alg, PrivateKey
 from firmware_pipeline.esp.otadata import NO_BOOT_ID
 from firmware_pipeline.esp.partitions import Partition
 from flashjob.virtual.flash import SECTOR, Flash
@@ -151,7 +152,8 @@ class ForeignKey(Behaviour):
     def evidence(self, nonce: bytes, attest: Attest) -> bytes:
         genuine = attest(nonce)
         if self.key is None:
-            self.key = ec.generate_private_key(ec.SECP256R1())
+            edwards = cose.parse(eat.parse_evidence(genuine).token).alg is Alg.EDDSA
+            self.key = Ed25519PrivateKey.generate() if edwards else ec.generate_private_key(ec.SECP256R1())
             return genuine
         return sign_again(genuine, self.key)
 

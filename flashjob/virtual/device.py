@@ -33,7 +33,18 @@ from flashjob.virtual.adversaries import Behaviour
 from flashjob.virtual.application import Application
 from flashjob.virtual.bootloader import BootError
 from flashjob.virtual.chip_registers import TARGETS, ChipFuses
-from flashjob.virtual.faults import BrownOut, CablePulled, Crash, Effect, Fault, PowerCut, SilentPort, Slow, WrongChip
+from flashjob.virtual.faults import (
+    BrownOut,
+    CablePulled,
+    Crash,
+    Effect,
+    Fault,
+    NoisyLine,
+    PowerCut,
+    SilentPort,
+    Slow,
+    WrongChip,
+)
 from flashjob.virtual.flash import FactoryContent, Flash, FlashIOError, Operation, factory_content
 from flashjob.virtual.network import DeviceServer
 from flashjob.virtual.nvs import Nvs
@@ -317,6 +328,10 @@ class VirtualDevice:
 
     def _take(self, data: bytes) -> None:
         frames, rest = self._slip.feed(data)
+        if self._garbled:
+            frames, rest = [frame for frame in frames if frame[8:] == SYNC and not self._has_lines], b""
+            if frames:  # on a line without reset lines a SYNC is a reset
+                self._enter_loader()
         for frame in frames:
             if self.mode is not Mode.LOADER and frame[8:] == SYNC and not self._has_lines:
                 self._enter_loader()
@@ -333,6 +348,7 @@ class VirtualDevice:
             return
         self._halt()
         self.mode = Mode.LOADER
+        self.port.baud = 115_200
         self._rom = self._loader_of()
 
     def _loader_of(self) -> RomLoader:
@@ -377,6 +393,10 @@ class VirtualDevice:
     @property
     def _silent(self) -> bool:
         return any(isinstance(fault, SilentPort) for fault in self.faults)
+
+    @property
+    def _garbled(self) -> bool:
+        return self.port is not None and any(isinstance(f, NoisyLine) and self.port.baud > f.baud for f in self.faults)
 
     def _first_boot_fault(self) -> BrownOut | None:
         return next((fault for fault in self.faults if isinstance(fault, BrownOut) and fault.first_boot()), None)

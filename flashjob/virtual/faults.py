@@ -156,6 +156,16 @@ class Slow(Fault):
         return False
 
 
+@dataclass(slots=True)
+class NoisyLine(Fault):
+    """Above `baud` nothing arrives whole: a long cable, or a cheap converter. A reset brings the slow rate back."""
+
+    baud: int = 115_200
+
+    def strikes(self, done: int, total: int) -> bool:
+        return False
+
+
 FAULTS: dict[str, type[Fault]] = {
     kind.__name__: kind
     for kind in (
@@ -169,6 +179,7 @@ FAULTS: dict[str, type[Fault]] = {
         Crash,
         WrongChip,
         Slow,
+        NoisyLine,
     )
 }
 

@@ -217,6 +217,7 @@ def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner, applications: _Appl
         flash_size=entry.flash_size,
         secure_version=entry.secure_version,
         anti_rollback=entry.anti_rollback,
+        verifies_signatures=True,
     )
     serial = entry.transport == "serial"
     device = VirtualDevice(

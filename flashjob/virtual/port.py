@@ -57,6 +57,11 @@ class SerialLine(ABC):
         """Whether a host can find the line."""
 
     @property
+    def connected(self) -> bool:
+        """Whether bytes can be sent: for a pseudo-terminal always, while it is plugged."""
+        return self._fd >= 0
+
+    @property
     @abstractmethod
     def path(self) -> str:
         """What a host opens: a node, or a URL as pyserial takes it; empty while unplugged."""

@@ -7,13 +7,16 @@ import asyncio
 import hashlib
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation import keys
 from attestation.anchors import DeviceAnchor
+from attestation.keys import PrivateKey
 from attestation.nonce import KeyRing
 from attestation.policy import (
     AttestationPolicySpec,
@@ -89,7 +92,8 @@ def new_app(chip: str, payload_size: int = 200 * 1024) -> bytes:
 
 def identity(name: str, chip: str, tier: Tier | None = None) -> DeviceIdentity:
     """A chip of this name; SignedBoot wherever the chip can."""
-    return make_identity(name, chip, tier=tier or ("SelfReported" if chip == "esp32" else "SignedBoot"))
+    tier = tier or ("SelfReported" if chip == "esp32" else "SignedBoot")
+    return make_identity(name, chip, tier=tier, verifies_signatures=True)
 
 
 @dataclass
@@ -101,14 +105,14 @@ class Release:
     image: bytes = field(repr=False)
 
 
-def push(tmp_path: Path, image: bytes, chip: str, sequence: int = 2) -> Release:
+def push(tmp_path: Path, image: bytes, chip: str, sequence: int = 2, release_key: PrivateKey = RELEASE_KEY) -> Release:
     """Store `image` as a signed-for release in a layout, and pin it."""
     file = tmp_path / f"{chip}-{hashlib.sha256(image).hexdigest()[:8]}.bin"
     file.write_bytes(image)
     plan = load_files([f"0x20000={file}"], chip=chip)
     layout = tmp_path / f"layout-{file.stem}"
     where = f"oci:{layout}"
-    pushed = api.push([plan], where, signer=None, release=api.Release(RELEASE_KEY, sequence))
+    pushed = api.push([plan], where, signer=None, release=api.Release(release_key, sequence))
     store = api.open_store(where)
     opened = api.open_chip(store, pushed.index_digest, chip)
     target = Target(
@@ -130,7 +134,10 @@ def push(tmp_path: Path, image: bytes, chip: str, sequence: int = 2) -> Release:
     return Release(layout, target, image)
 
 
-def policy(chip: str, minimum: RootOfTrust = RootOfTrust.SIGNED_BOOT) -> AttestationPolicySpec:
+@cache
+def policy(
+    chip: str, minimum: RootOfTrust = RootOfTrust.SIGNED_BOOT, tables: tuple[str, ...] = ()
+) -> AttestationPolicySpec:
     """What the makers' devices must prove; the bootloader is the builder's."""
     loader = tuple(MeasurementRef(alg=m.alg, value=m.value.hex()) for m in measure(builder.build_bootloader(chip)))
     digest = secure_boot.key_digest(secure_boot.maker_key(b"").public_key())
@@ -140,6 +147,7 @@ def policy(chip: str, minimum: RootOfTrust = RootOfTrust.SIGNED_BOOT) -> Attesta
         modes=(DiceMode.NORMAL,),
         debug_status=tuple(DebugStatus),
         min_root_of_trust=minimum,
+        partition_tables=tables,
     )
 
 
@@ -167,10 +175,19 @@ def assignment(
 class BenchJudge:
     """The gateway's rules over a record in memory: what one task's report would hold."""
 
-    def __init__(self, device: VirtualDevice, task: Assignment, *, minimum: RootOfTrust | None = None) -> None:
+    def __init__(
+        self,
+        device: VirtualDevice,
+        task: Assignment,
+        *,
+        minimum: RootOfTrust | None = None,
+        tables: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         who = device.identity
         tier = RootOfTrust.SIGNED_BOOT if who.hardware.fuses.secure_boot else RootOfTrust.SELF_REPORTED
-        rules = policy(task.target.chip, minimum or RootOfTrust.SIGNED_BOOT)
+        rules = policy(task.target.chip, minimum or RootOfTrust.SIGNED_BOOT, tables)
+        self._clock = clock
         self.case = Case(
             namespace="bench",
             task=task.task,
@@ -185,6 +202,8 @@ class BenchJudge:
             lease_transitions=1,
         )
         self.outcome: Outcome | None = None
+        self.code = ""
+        """The verifier's own code, where evidence was rejected."""
         self.results: list[DeviceResult] = []
         self.seen: list[Progress] = []
         self.device = device
@@ -199,7 +218,7 @@ class BenchJudge:
         """A fresh nonce."""
         try:
             random = secrets.token_bytes(10)
-            return judge.issue_nonce(self.case, request.purpose, KEYS, now=int(time.time()), random=random)
+            return judge.issue_nonce(self.case, request.purpose, KEYS, now=int(self._clock()), random=random)
         except judge.Refused as refused:
             raise self._no(refused) from refused
 
@@ -208,7 +227,7 @@ class BenchJudge:
         try:
             random = secrets.token_bytes(16)
             reply, addition = judge.permit(
-                self.case, request, KEYS, now=int(time.time()), at="2026-01-01T00:00:00Z", random=random
+                self.case, request, KEYS, now=int(self._clock()), at="2026-01-01T00:00:00Z", random=random
             )
         except judge.Refused as refused:
             raise self._no(refused) from refused
@@ -218,7 +237,7 @@ class BenchJudge:
     async def evidence(self, request: EvidenceRequest) -> EvidenceReply:
         """First evidence."""
         try:
-            reply, addition = judge.first_evidence(self.case, request, KEYS, now=int(time.time()))
+            reply, addition = judge.first_evidence(self.case, request, KEYS, now=int(self._clock()))
         except judge.Refused as refused:
             raise self._no(refused) from refused
         self._add(addition)
@@ -227,7 +246,7 @@ class BenchJudge:
     async def confirm(self, request: ConfirmRequest) -> VerdictReply:
         """The verdict."""
         try:
-            reply, addition = judge.confirm(self.case, request, KEYS, now=int(time.time()))
+            reply, addition = judge.confirm(self.case, request, KEYS, now=int(self._clock()))
         except judge.Refused as refused:
             raise self._no(refused) from refused
         self._add(addition)
@@ -259,6 +278,8 @@ class BenchJudge:
         )
         if addition.finding is not None:
             self.outcome = addition.finding.outcome
+            verdict = addition.finding.verdict
+            self.code = str(verdict.code) if verdict is not None and verdict.code is not None else ""
 
 
 class Bench:
