@@ -49,10 +49,12 @@ async def browse(found: Found, interfaces: Sequence[str] | None = None) -> None:
         found: told of all announced addresses.
         interfaces: IP addresses of the interfaces to use; None: all.
     """
+    from zeroconf import Error
+
     while True:
         try:
             await _browse(found, interfaces)
-        except OSError as error:
+        except (OSError, Error) as error:
             _log.warning("mDNS: %s; next try in %g s", error, RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
 

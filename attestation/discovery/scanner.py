@@ -217,6 +217,8 @@ class Scanner:
             self._browsing, self._announced = None, frozenset()
 
     def _announce(self, addresses: frozenset[Address]) -> None:
+        if self._browsing is None:
+            return  # a last word of somebody who is not listened to any more
         for address in addresses - self._announced:
             if (known := self._sightings.get(str(address))) is not None and known.silent:
                 known.failures = 0
@@ -236,6 +238,9 @@ class Scanner:
                 sighting.filed.clear()
         for key, (place, expected) in wanted.items():
             sighting = self._sightings.setdefault(key, Sighting(place))
+            if expected not in ("", sighting.expected, sighting.device_id):
+                sighting.failures = 0
+                sighting.wake.set()  # somebody is said to be here now
             sighting.expected = expected
             self._file(sighting, expected)
             if sighting.watch is None:
@@ -309,6 +314,7 @@ class Scanner:
             if sighting.judged is not None:
                 asked_at = int(attestation.at * 1000)
                 self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at)
+                self._boots.enrolled(attestation.device_id, self._device(attestation.device_id))
         return True
 
     async def _attest(self, contact: Contact, info: Info) -> rules.Attestation:

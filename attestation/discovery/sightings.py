@@ -9,7 +9,8 @@ Rules (tests name them):
    from it. In a task's hands it is where it alone says it is.
 3. A place that answered is looked at again after `scan_seconds`, sooner where there is reason; one that does not answer
    after as long again as it has been silent, from 0.5 s up to `silent_seconds`, or `unknown_seconds` where no enrolled
-   device is known to be. While a task has the device in hand `scan_seconds` is the longest pause.
+   device is known to be. While a task has the device in hand `scan_seconds` is the longest pause. On a serial port, which
+   is not opened lightly, the longest pause is the attest interval, or `unknown_seconds` for an enrolled device.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Pace:
     """How long the first list waits for first looks."""
     silent_seconds: float = 60.0
     unknown_seconds: float = 300.0
-    survey_seconds: float = 0.5
+    survey_seconds: float = 0.2
     """Shortest time between two surveys."""
     looks: int = 64
     """Places that answer, at once."""
@@ -92,7 +93,8 @@ class Sighting:
         if self.in_hand:
             return None
         if again:
-            return min(again, interval)
+            known = self.enrolled or self.expected
+            return min(again, interval, pace.unknown_seconds if known else interval)
         last = self.attestation
         return max(0.0, interval - (now - last.at)) if last else interval
 

@@ -151,6 +151,24 @@ async def test_a_boot_counter_that_goes_back_is_a_twin(world: World) -> None:
     await stream.lists_only()
 
 
+async def test_who_is_enrolled_where_nobody_answered_is_looked_for_at_once(world: World) -> None:
+    device = await world.bench.device(network=True)
+    address, port = device.server.address, device.server.port
+    await device.stop()
+    await world.start()
+    stream = world.discover(f"{{list: Devices, network: {{static: ['{address}']}}}}")
+    await until(lambda: address in world.scanner._sightings, "the place is known")
+    place = world.scanner._sightings[address]
+    await until(lambda: place.failures > 1, "nobody answers")
+    place.failures = 1000  # for days
+    place.wake.set()
+    await until(lambda: place.failures > 1000, "the next look is far")
+    device._host_port = port
+    await device.start()
+    await world.enroll(device, old_app("esp32s3"), address=address)
+    await stream.lists_only(device)
+
+
 @pytest.fixture
 def loopback() -> list[str]:
     """The interface that announcements go over, if multicast works there."""

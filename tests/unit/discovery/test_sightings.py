@@ -96,5 +96,8 @@ def test_a_port_is_left_alone_until_evidence_is_due() -> None:
     assert port.pause(PACE, interval=60, now=200) == 0
     port.failures = 20
     assert port.pause(PACE, interval=3600, now=200) == 3600
+    port.enrolled = True
+    assert port.pause(PACE, interval=3600, now=200) == 300
+    assert port.pause(PACE, interval=60, now=200) == 60
     port.in_hand = True
     assert port.pause(PACE, interval=3600, now=200) is None
