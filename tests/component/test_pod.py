@@ -22,11 +22,14 @@ from pydantic import BaseModel
 
 from flashjob.flasher.esptool import Esptool
 from flashjob.flasher.judge import Refused
+from flashjob.virtual.adversaries import RunsOldImage
 from flashjob.virtual.device import Mode, VirtualDevice
+from flashjob.virtual.faults import ChipHangs
 from flashjob.wire.gateway import (
     AddressReply,
     ConfirmRequest,
     DeviceResult,
+    EvidenceReply,
     EvidenceRequest,
     NonceRequest,
     Outcome,
@@ -36,7 +39,7 @@ from flashjob.wire.gateway import (
 )
 from flashjob.wire.pod import Assignment, Assignments
 
-from .bench import Bench, BenchJudge, Release, app, assignment, new_app, push, runs
+from .bench import QUICK, Bench, BenchJudge, Release, app, assignment, new_app, push, runs
 
 TOKEN = "token-of-the-pod"
 REQUESTS: dict[str, type[BaseModel]] = {
@@ -101,8 +104,8 @@ class Pod:
         self.termination = directory / "termination"
         (directory / "token").write_text(TOKEN)
 
-    def environment(self, device: VirtualDevice, task: Assignment) -> dict[str, str]:
-        items = Assignments(namespace="default", job="job", items=(task,))
+    def environment(self, device: VirtualDevice, *tasks: Assignment) -> dict[str, str]:
+        items = Assignments(namespace="default", job="job", items=tasks)
         environment = {
             "PATH": "/usr/bin:/bin",
             "FLASHJOB_ASSIGNMENTS": items.model_dump_json(by_alias=True, exclude_none=True),
@@ -121,6 +124,16 @@ class Pod:
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "flashjob.flasher", env=self.environment(device, task)
         )
+
+    async def start_all(self, pairs: list[tuple[VirtualDevice, Assignment]]) -> asyncio.subprocess.Process:
+        self.gateway.judges |= {task.task: BenchJudge(device, task) for device, task in pairs}
+        environment = self.environment(pairs[0][0], *(task for _, task in pairs))
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "flashjob.flasher", env=environment, stderr=asyncio.subprocess.PIPE
+        )
+
+    def results(self) -> dict[str, DeviceResult]:
+        return {item.task: item for item in PodResult.model_validate_json(self.termination.read_text()).items}
 
     async def run(self, device: VirtualDevice, release: Release) -> tuple[int, DeviceResult, BenchJudge]:
         task = assignment(device, release.target)
@@ -197,6 +210,80 @@ async def test_sigterm_in_mid_write_kills_the_writer_and_frees_the_port(bench: B
     await runs(device, "1.0.0")
     assert device.mode is Mode.RUNNING
     assert pod.gateway.judges["job-porch-1"].results[0].reason == "Stopped"
+
+
+async def test_many_devices_in_one_pod_and_none_ends_another(bench: Bench, pod: Pod, tmp_path: Path) -> None:
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    devices = [await bench.device(f"porch-{n}", network=True) for n in range(6)]
+    behaviour, quick = RunsOldImage(), QUICK.model_copy(update={"attest_seconds": 1})
+    liar = await bench.device("liar", network=True, behaviour=behaviour)
+    gone = await bench.device("gone", network=True)
+    pairs = [(device, assignment(device, release.target)) for device in [*devices, liar]]
+    pairs.append((gone, assignment(gone, release.target, timeouts=quick)))
+    await gone.stop()
+    process = await pod.start_all(pairs)
+    _, said = await process.communicate()
+    results = pod.results()
+    assert process.returncode == 1
+    assert {n: (r.ok, r.reason) for n, r in results.items()} == {
+        **{f"job-porch-{n}": (True, "Proven") for n in range(6)},
+        "job-liar": (False, "MeasurementMismatch"),
+        "job-gone": (False, "DeviceUnreachable"),
+    }
+    assert pod.termination.stat().st_size <= 4096
+    assert "Writing" in pod.gateway.judges["job-liar"].results[0].log
+    assert "job-porch-3: " in said.decode()
+    for text in (
+        said.decode(),
+        pod.termination.read_text(),
+        *(r.log for j in pod.gateway.judges.values() for r in j.results),
+    ):
+        assert TOKEN not in text, "no secret in any log"
+    for device in devices:
+        await runs(device, "2.0.0")
+
+
+async def test_sigterm_lets_written_images_be_proven_and_stops_the_rest(bench: Bench, pod: Pod, tmp_path: Path) -> None:
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    done, stuck = await bench.device("done", network=True), await bench.device("stuck", network=True)
+    stuck.faults.append(ChipHangs(percent=40))
+    hold = asyncio.Event()
+    pairs = [(device, assignment(device, release.target)) for device in (done, stuck)]
+    process = await pod.start_all(pairs)
+    judge = pod.gateway.judges["job-done"]
+    judge_evidence = judge.evidence
+
+    async def late(request: EvidenceRequest) -> EvidenceReply:
+        hold.set()
+        await asyncio.sleep(0.5)
+        return await judge_evidence(request)
+
+    judge.evidence = late  # type: ignore[method-assign]
+    async with asyncio.timeout(20):
+        await hold.wait()
+    process.terminate()
+    async with asyncio.timeout(15):
+        await process.communicate()
+    results = pod.results()
+    assert process.returncode == 143
+    assert (results["job-done"].ok, results["job-done"].reason) == (True, "Proven")
+    assert (results["job-stuck"].reason, results["job-stuck"].stage.value) == ("Stopped", "Writing")
+    assert "not complete" in results["job-stuck"].message
+    await runs(done, "2.0.0")
+
+
+async def test_a_pod_ends_by_itself_when_its_time_is_over(bench: Bench, pod: Pod, tmp_path: Path) -> None:
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    device = await bench.device(network=True)
+    ones = {f"{stage}_seconds": 1 for stage in ("start", "fetch", "write", "boot", "attest", "confirm")}
+    task = assignment(device, release.target, timeouts=QUICK.model_copy(update=ones))
+    pod.gateway.failing = 10_000
+    process = await pod.start_all([(device, task)])
+    async with asyncio.timeout(20):
+        await process.communicate()
+    (result,) = pod.results().values()
+    assert (process.returncode, result.reason, result.bytes_written) == (143, "Stopped", 0)
+    assert "not done after 6 s" in result.message
 
 
 @pytest.mark.parametrize("missing", ["FLASHJOB_ASSIGNMENTS", "FLASHJOB_GATEWAY_URL", "UDEV_DEVNODE"])
