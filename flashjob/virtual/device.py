@@ -120,7 +120,7 @@ class VirtualDevice:
         self.server = DeviceServer(self._asked_to_reset, self._image_bytes, self._late)
         self.timing = timing or Timing()
         self.port = self._make_port(link, tcp, port)
-        self._owner, self._confirm_seconds = owner, confirm_seconds
+        self.owner, self._confirm_seconds = owner, confirm_seconds
         self._host_port, self._moves = port, moves
         self._area = bytearray(bootloader.HANDOVER_SIZE)
         self._locked_loader = locked_loader
@@ -263,7 +263,7 @@ class VirtualDevice:
             result,
             flash=self.flash,
             hardware=hardware,
-            owner=self._owner,
+            owner=self.owner,
             nvs=self.nvs,
             clock=time.monotonic,
             random=secrets.token_bytes,

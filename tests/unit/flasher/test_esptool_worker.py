@@ -7,30 +7,52 @@ import subprocess
 import sys
 
 import pytest
+import serial
 
 esptool_loader = pytest.importorskip("esptool.loader", reason="esptool is not installed: extra 'serial'")
 
 
-def test_the_fast_path_still_has_its_name() -> None:
+def test_the_names_that_are_replaced_are_still_what_esptool_uses() -> None:
     assert isinstance(esptool_loader.HexFormatter, type)
+    assert "slip_reader(self._port" in inspect.getsource(esptool_loader.ESPLoader.flush_input)
+    assert "custom_reset_sequence" in inspect.getsource(esptool_loader.ESPLoader._construct_reset_strategy_sequence)
+    assert esptool_loader.cfg is not None
 
 
-def test_the_words_by_which_a_lost_line_is_known_are_still_said() -> None:
-    source = inspect.getsource(esptool_loader)
-    for words in (
-        "No serial data received",
-        "Serial data stream stopped",
-        "Packet content transfer stopped",
-        "No more data to read",
-        "Invalid head of packet",
-    ):
-        assert words in source, words
+def test_the_fast_path_still_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpatched, esptool formats every packet as a hex dump though nobody traces."""
+    dumped = []
+
+    def count(data: bytes, _split: bool = True) -> str:
+        dumped.append(len(data))
+        return ""
+
+    monkeypatch.setattr(esptool_loader, "HexFormatter", count)
+    loader = esptool_loader.ESPLoader(serial.serial_for_url("loop://"))
+    loader.write(b"x" * 1024)
+    assert dumped == [1026]
 
 
-def test_the_words_by_which_a_failed_verification_is_known_are_still_said() -> None:
-    from esptool import cmds
+def test_the_replaced_checksum_is_the_roms() -> None:
+    """In a process of its own: the program is run and not imported."""
+    script = (
+        "import random\n"
+        "from esptool.loader import ESPLoader\n"
+        "from flashjob.flasher.esptool_worker.fast import checksum\n"
+        "r = random.Random(7)\n"
+        "for size in (0, 1, 2, 3, 4, 5, 63, 64, 65, 1000, 1024, 16384):\n"
+        "    data = r.randbytes(size)\n"
+        "    assert checksum(data) == ESPLoader.checksum(data), size\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
-    assert "MD5 of file does not match" in inspect.getsource(cmds.write_flash)
+
+def test_the_words_by_which_an_answered_error_is_known_are_still_said() -> None:
+    from esptool.util import FatalError
+
+    error = FatalError.WithResult("Failed to write block 3", b"\x01\x06")
+    assert "result was" in str(error)
 
 
 def test_a_job_for_a_port_that_is_not_there_gets_one_error_and_the_program_goes_on() -> None:
