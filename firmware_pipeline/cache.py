@@ -139,7 +139,7 @@ class BlobCache:
                 with stream:
                     if self._delivered(stream, receiver, descriptor):
                         return origin
-                    self._drop(descriptor.digest, stream)
+                    self.drop(descriptor.digest, stream)
                 receiver.restart()
             with self.lock(_hex(descriptor.digest), fcntl.LOCK_EX) as writable:
                 if not writable:
@@ -174,12 +174,38 @@ class BlobCache:
             self._keep(digest, raw)
             return raw, Origin.NETWORK
 
+    def fill(self, digest: str, describe: Callable[[], Descriptor], fetch: Fetch) -> bool:
+        """Download content unless it is there, and hand it to nobody; False where the cache cannot be written.
+
+        Args:
+            digest: what is wanted.
+            describe: asks for its size; called only by whoever downloads (rule 1).
+            fetch: gets it.
+
+        Raises:
+            PipelineError: DigestMismatch, SizeMismatch, StorageFailed; as `describe` and `fetch`.
+        """
+        with self.lock(_hex(digest), fcntl.LOCK_EX) as writable:
+            if writable and not self.blob_path(digest).exists():
+                self._download(describe(), fetch, None)
+            return writable
+
     def keep(self, digest: str, raw: bytes) -> None:
         """Keep a small document that came checked; nothing happens where the cache cannot be written or has it."""
         if not self.blob_path(digest).exists():
             with self.lock(_hex(digest), fcntl.LOCK_EX) as writable:
                 if writable:
                     self._keep(digest, raw)
+
+    def drop(self, digest: str, stream: BufferedReader) -> None:
+        """Remove the wrong file that `stream` reads, unless another process has replaced it already."""
+        path = self.blob_path(digest)
+        with self.lock(_hex(digest), fcntl.LOCK_EX) as writable:
+            if not writable:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                    path.unlink()
 
     @contextlib.contextmanager
     def lock(self, name: str, how: int) -> Iterator[bool]:
@@ -265,16 +291,6 @@ class BlobCache:
         except OSError as error:
             raise storage_failed(self.blob_path(descriptor.digest), error) from error
         return True
-
-    def _drop(self, digest: str, stream: BufferedReader) -> None:
-        """Remove the wrong file that `stream` reads, unless another process has replaced it already."""
-        path = self.blob_path(digest)
-        with self.lock(_hex(digest), fcntl.LOCK_EX) as writable:
-            if not writable:
-                return
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
-                    path.unlink()
 
     def _whole(self, digest: str, limit: int) -> bytes | None:
         """A small file's content if it is there and right."""

@@ -167,6 +167,26 @@ class RegistryStore:
 
         return self._patiently(ask)
 
+    def blob_size(self, digest: str) -> int:
+        """Bytes of a blob, as the registry says.
+
+        Raises:
+            PipelineError: ReferenceNotFound; RegistryProtocol when it does not say; as every request.
+        """
+
+        def ask() -> int:
+            with self._once("HEAD", self._url(self._container.get_blob_url(check_digest(digest)))) as response:
+                self._expect(response, f"blob {digest}")
+                if (size := content_length(response)) is None:
+                    raise PipelineError(
+                        Reason.RegistryProtocol,
+                        f"{self._name} does not say how large the blob {digest} is.",
+                        "Check that the host is an OCI registry and what stands in between.",
+                    )
+                return size
+
+        return self._patiently(ask)
+
     def read_blob(self, descriptor: Descriptor, *, max_bytes: int) -> bytes:
         if descriptor.size > max_bytes:
             raise _too_large(f"Content {descriptor.digest}", descriptor.size, max_bytes)

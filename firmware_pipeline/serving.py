@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`serve`: a node cache over HTTP, read-only and by digest alone, as a mirror for the pods of a node.
+"""`serve`: a node cache over HTTP, read-only and by digest alone, as a mirror for the pods of a node; one that fills itself
+where it is told from where (`pull_through`).
 
     GET, HEAD  /v2/                             that this is a registry
     GET, HEAD  /v2/<name>/blobs/<digest>        any content, with one Range
@@ -8,15 +9,18 @@
 Rules (tests name them):
 
 1. Nothing is listed, tagged or written: everything else is 404 or 405. Whoever asks must know the digest; `<name>` says
-   nothing, the cache has no repositories.
+   nothing, the cache has no repositories. A mirror that fills itself answers for the repositories it was given alone.
 2. Only what was compared with its digest is sent: all of a file is hashed before its first byte goes out, and again when
    it changed. Receivers check too: a mirror is never trusted.
-3. Work is bounded: so many connections at once, more are answered 503; silence ends a connection; a request line and its
-   headers have the limits of the standard library; no body is read.
+3. Work is bounded: so many connections at once, more are answered 503; silence ends a connection, and so does its age; a
+   request line and its headers have the limits of the standard library; no body is read.
+4. What is not here and cannot be fetched is 404 where the registry says that there is no such thing, else 502 with what is
+   wrong; hits are served whatever becomes of the registry.
 
 Standard library alone: the flashing pods' image and a node need no more for it than for pulling.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -30,14 +34,16 @@ from io import BufferedReader
 from typing import Any, Final
 
 from firmware_pipeline.cache import BlobCache
-from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.layout import identified
 from firmware_pipeline.oci import MAX_MANIFEST_BYTES, sha256_digest
+from firmware_pipeline.pull_through import PullThrough
 from firmware_pipeline.store import CHUNK_BYTES, digest_of_file
 
 DEFAULT_PORT: Final = 5080
 MAX_CONNECTIONS: Final = 64
 SILENCE_SECONDS: Final = 15.0
+LIFETIME_SECONDS: Final = 600.0
 _KNOWN: Final = 4096
 _PATH: Final = re.compile(
     r"^/v2/(?P<name>[a-z0-9][a-z0-9._/-]{0,254})/(?P<kind>blobs|manifests)/(?P<digest>sha256:[0-9a-f]{64})\Z"
@@ -72,6 +78,8 @@ class CacheServer(ThreadingHTTPServer):
         address: host and port to listen on; port 0 takes a free one.
         max_connections: served at once (rule 3).
         silence_seconds: how long a connection may say or take nothing.
+        lifetime_seconds: how long a connection may last, whatever it does.
+        origin: fetches what the cache does not have; None = what it does not have is 404.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -88,8 +96,11 @@ class CacheServer(ThreadingHTTPServer):
         *,
         max_connections: int = MAX_CONNECTIONS,
         silence_seconds: float = SILENCE_SECONDS,
+        lifetime_seconds: float = LIFETIME_SECONDS,
+        origin: PullThrough | None = None,
     ) -> None:
-        self.cache, self.silence_seconds = cache, silence_seconds
+        self.cache, self.origin = cache, origin
+        self.silence_seconds, self.lifetime_seconds = silence_seconds, lifetime_seconds
         self._slots = threading.BoundedSemaphore(max_connections)
         self._checked: OrderedDict[tuple[str, int, int, int, int], None] = OrderedDict()
         self._lock = threading.Lock()
@@ -123,6 +134,26 @@ class CacheServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("connection of %s ended early", client_address[0], exc_info=True)
 
+    def find(self, name: str, kind: str, digest: str) -> BufferedReader | None:
+        """The open file of a digest, compared with it; fetched first if it is not there or wrong, where there is an origin.
+
+        Raises:
+            PipelineError: StorageFailed; as the origin.
+        """
+        if (stream := self._sound(digest)) is None and self.origin is not None:
+            self.origin.fetch(self.cache, name, kind, digest)
+            stream = self._sound(digest)
+        return stream
+
+    def _sound(self, digest: str) -> BufferedReader | None:
+        """The open file if it is there and right; a wrong one is removed where another can be fetched."""
+        if (stream := self.cache.open(digest)) is not None and not self.checked(digest, stream):
+            with stream:
+                if self.origin is not None:
+                    self.cache.drop(digest, stream)
+            return None
+        return stream
+
     def checked(self, digest: str, stream: BufferedReader) -> bool:
         """Rule 2: whether an open file is what its name says; remembered until it changes."""
         state = os.fstat(stream.fileno())
@@ -149,6 +180,17 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.connection.settimeout(self.server.silence_seconds)
+        self._end = threading.Timer(self.server.lifetime_seconds, self._expire)
+        self._end.daemon = True
+        self._end.start()
+
+    def finish(self) -> None:
+        self._end.cancel()
+        super().finish()
+
+    def _expire(self) -> None:
+        with contextlib.suppress(OSError):  # it has just ended by itself
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         if self.path in ("/v2", "/v2/"):
@@ -156,19 +198,20 @@ class _Handler(BaseHTTPRequestHandler):
         match = _PATH.match(self.path)
         if match is None:
             return self._error(404, "UNSUPPORTED", "content is served by digest alone")
+        name, kind, digest = match["name"], match["kind"], match["digest"]
+        if self.server.origin is not None and not self.server.origin.knows(name):
+            return self._error(404, "NAME_UNKNOWN", "this mirror was not given that repository")
         try:
-            if (stream := self.server.cache.open(match["digest"])) is None:
+            if (stream := self.server.find(name, kind, digest)) is None:
                 return self._error(404, "BLOB_UNKNOWN", "not in this cache")
-            with stream:
-                if not self.server.checked(match["digest"], stream):
-                    return self._error(404, "BLOB_UNKNOWN", "not in this cache")
-                send: Callable[[str, BufferedReader], None] = (
-                    self._manifest if match["kind"] == "manifests" else self._blob
-                )
-                return send(match["digest"], stream)
         except PipelineError as error:
             log.warning("%s", error)
-            return self._error(404, "BLOB_UNKNOWN", "not in this cache")
+            if error.reason is Reason.ReferenceNotFound or self.server.origin is None:
+                return self._error(404, "BLOB_UNKNOWN", "neither in this cache nor in its registry")
+            return self._error(502, "UNAVAILABLE", f"{error.reason.value}: {error.message}")
+        with stream:
+            send: Callable[[str, BufferedReader], None] = self._manifest if kind == "manifests" else self._blob
+            return send(digest, stream)
 
     do_HEAD = do_GET
 
@@ -183,7 +226,10 @@ class _Handler(BaseHTTPRequestHandler):
         raw = stream.read(MAX_MANIFEST_BYTES + 1)
         if len(raw) > MAX_MANIFEST_BYTES or sha256_digest(raw) != digest:
             return self._error(404, "MANIFEST_UNKNOWN", "no manifest")
-        media_type = identified(raw, digest, "the cache").media_type
+        try:
+            media_type = identified(raw, digest, "the cache").media_type
+        except PipelineError:
+            return self._error(404, "MANIFEST_UNKNOWN", "no manifest")
         return self._send(200, raw, {"Content-Type": media_type, "Docker-Content-Digest": digest})
 
     def _blob(self, digest: str, stream: BufferedReader) -> None:

@@ -100,6 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
             start += hold
         self._send(data[start:])
 
+    def do_HEAD(self) -> None:
+        data = self.registry.blobs.get(self.path.rsplit("/", 1)[1])
+        self.send_response(404 if data is None else 200)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+
     def _send(self, data: bytes) -> None:
         self.wfile.write(data)
         self.registry.add_sent(len(data))
