@@ -33,7 +33,9 @@ log = logging.getLogger("flashjob.discovery")
 @app.command()
 def discovery_handler(
     role: Annotated[Transport, typer.Option(help="network: one per cluster; serial: one per node.")],
-    directory: Annotated[Path, typer.Option(help="Where the Akri agent's registration socket is.")],
+    directory: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Where the Akri agent's registration socket is.")
+    ],
     listing_key: Annotated[Path, typer.Option(help="PEM private key (P-256) that signs listing tokens.")],
     kubeconfig: Annotated[Path | None, typer.Option(help="Outside a cluster: the kubeconfig to use.")] = None,
     namespace: Annotated[str, typer.Option(help="Devices of one namespace only.")] = "",
