@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from firmware_pipeline import api
 from firmware_pipeline.cache import BlobCache
-from firmware_pipeline.cached_store import CachedStore
+from firmware_pipeline.cached_store import CachedStore, MirroredStore, mirror_store
 from firmware_pipeline.oci import Descriptor
 from firmware_pipeline.registry import RegistryStore  # noqa: F401 - loaded once, in the fork server
 from firmware_pipeline.store import ArtifactStore
@@ -52,6 +52,15 @@ def pull_many(pinned: Pinned, caches: list[Path], count: int, first: int, report
         fetch_app(CachedStore(behind, BlobCache(caches[number % len(caches)])), pinned)
         done += 1
     report.send(done)
+
+
+def pull_mirrored(pinned: Pinned, mirrors: list[str], count: int, first: int, report: Connection) -> None:
+    """The same by pods that keep nothing, each through the mirror of its node."""
+    for number in range(first, first + count):
+        behind = api.open_store(pinned.repository, _PLAIN)
+        near = mirror_store(mirrors[number % len(mirrors)], pinned.repository)
+        fetch_app(MirroredStore(behind, near), pinned)
+    report.send(count)
 
 
 def ensure_one(repository: str, root: Path, wanted: Descriptor, barrier: Barrier, report: Connection) -> None:

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks._pulls import CONTEXT, CountingProxy, Pinned, ensure_one, pull_many
+from benchmarks._pulls import CONTEXT, CountingProxy, Pinned, ensure_one, pull_many, pull_mirrored
 from benchmarks.common import Report, main
 from firmware_pipeline import api
 from firmware_pipeline.cache import BlobCache
@@ -99,12 +101,47 @@ def _many_pulls(report: Report, proxy: CountingProxy, pinned: Pinned, root: Path
     done: list[int] = _together(
         pull_many, [(pinned, caches, count, first) for count, first in zip(counts, firsts, strict=True)]
     )
-    gets = proxy.gets()
     report.figure("pulls", sum(done))
-    report.figure("pulls.seconds", time.monotonic() - begun)
-    report.figure("pulls.gets", dict(gets.most_common()))
-    report.bar(f"{total} pulls over {NODES} caches: most GETs of one digest", max(gets.values()), "==", NODES)
-    report.bar(f"{total} pulls over {NODES} caches: fewest GETs of one digest", min(gets.values()), "==", NODES)
+    _judge_pulls(report, proxy, f"{total} pulls over {NODES} caches", "pulls", begun)
+    proxy.reset()
+    with contextlib.ExitStack() as stack:
+        mirrors = [stack.enter_context(_mirror(root / f"mirror{number}", pinned.repository)) for number in range(NODES)]
+        begun = time.monotonic()
+        given = [(pinned, mirrors, count, first) for count, first in zip(counts, firsts, strict=True)]
+        if sum(_together(pull_mirrored, given)) != total:
+            raise RuntimeError("not all were pulled")
+        _judge_pulls(report, proxy, f"{total} pulls through {NODES} mirrors", "mirrored", begun)
+
+
+def _judge_pulls(report: Report, proxy: CountingProxy, what: str, name: str, begun: float) -> None:
+    """Each digest exactly once per node."""
+    gets = proxy.gets()
+    report.figure(f"{name}.seconds", time.monotonic() - begun)
+    report.figure(f"{name}.gets", dict(gets.most_common()))
+    report.bar(f"{what}: most GETs of one digest", max(gets.values()), "==", NODES)
+    report.bar(f"{what}: fewest GETs of one digest", min(gets.values()), "==", NODES)
+
+
+@contextlib.contextmanager
+def _mirror(cache: Path, origin: str) -> Iterator[str]:
+    """`serve --from`, as a node runs it; yields its URL."""
+    program = str(Path(sys.executable).with_name("firmware-pipeline"))
+    command = [
+        program,
+        "serve",
+        str(cache),
+        "--listen",
+        "127.0.0.1:0",
+        "--plain-http",
+        "--from",
+        origin.rpartition(":")[0],
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 def _one_blob(report: Report, proxy: CountingProxy, registry: Registry, where: str, root: Path) -> None:
