@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import math
 import signal
 import ssl
 import time
@@ -55,6 +56,8 @@ def command(
     host, sign, port = listen.rpartition(":")
     if not sign or not port.isdecimal() or int(port) > 65535:
         raise typer.BadParameter(f"--listen {listen} is not ADDRESS:PORT")
+    if not math.isfinite(rate):
+        raise typer.BadParameter(f"--rate {rate} is not a number of verdicts")
     try:
         from attestation.service import app, server
         from attestation.service.keyring import KeyFiles

@@ -69,6 +69,7 @@ class Service:
         self._runner = web.AppRunner(
             self._door.application(),
             access_log=None,
+            logger=logging.Logger("http", logging.CRITICAL),  # else each malformed request is a traceback in the log
             keepalive_timeout=settings.limits.idle_seconds,
             lingering_time=min(2.0, settings.limits.body_seconds),
             auto_decompress=False,
@@ -90,6 +91,7 @@ class Service:
     async def stop(self) -> None:
         """Rule 3."""
         self.state.draining = True
+        log.info("draining: %d requests in progress", self.state.busy)
         for site in list(self._runner.sites):
             await site.stop()
         with contextlib.suppress(TimeoutError):

@@ -198,20 +198,27 @@ class Process:
     def __init__(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "attestation.cli", "serve", "--listen", "127.0.0.1:0", *arguments]
         self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.url = ""
+        self.url = self.wait_for("listening at ").split()[-1]
+
+    def wait_for(self, text: str) -> str:
+        """The next line on standard error that holds this."""
         assert self.popen.stderr is not None
+        lines: list[str] = []
         for line in self.popen.stderr:
-            if line.startswith("listening at "):
-                self.url = line.split()[-1]
-                break
+            if text in line:
+                return line
+            lines.append(line)
+        raise AssertionError(f"it never said {text!r}, but: {lines}")
+
+    def rest(self) -> str:
+        """What it says until it ends."""
+        assert self.popen.stderr is not None
+        return self.popen.stderr.read()
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait."""
         self.popen.send_signal(number)
-        code = self.popen.wait(20)
-        assert self.popen.stderr is not None
-        self.popen.stderr.close()
-        return code
+        return self.popen.wait(20)
 
 
 @contextlib.contextmanager
@@ -223,3 +230,5 @@ def program(*arguments: str) -> Iterator[Process]:
     finally:
         if process.popen.poll() is None:
             process.end()
+        assert process.popen.stderr is not None
+        process.popen.stderr.close()

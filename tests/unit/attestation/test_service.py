@@ -246,7 +246,9 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "gone": lambda root: root.rename(root.with_name("elsewhere")),
     "no devices": lambda root: (root / "devices").rename(root / "other"),
     "no policies": lambda root: (root / "policies").rename(root / "other"),
-    "a file in their place": lambda root: ((root / "policies").rename(root / "other"), (root / "policies").touch()),
+    "a file in their place": lambda root: (
+        (root / "policies").rename(root / "other").with_name("policies").write_text("")
+    ),
     "a broken policy": lambda root: (root / "policies/default.yaml").write_text("[]"),
     "a broken device": lambda root: (root / f"devices/{DEVICE.ueid}.json").write_text("{}"),
 }
