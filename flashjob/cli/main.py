@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "demo": ("flashjob.cli.demo", "Play the whole loop on the embedded default, enemies included."),
     "flash": ("flashjob.cli.flash", "Flash one device from here and prove it, without a cluster."),
     "device": ("flashjob.cli.device", "Enroll devices and look at them."),
+    "evidence": ("flashjob.cli.evidence", "Keep the evidence of verdicts beside the firmware."),
     "watch": ("flashjob.cli.watch", "Watch a FlashJob: device, phase, per cent, what and why."),
     "wait": ("flashjob.cli.wait", "Wait for the end of a FlashJob; exit 0 proven, 1 failed, 2 not finished in time."),
     "operator": ("flashjob.cli.operator", "Run the operator."),

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric import ec
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from attestation import keys
 from attestation.cli import app as attest
@@ -22,6 +21,7 @@ from attestation.succession import Kind, mint
 from flashjob.cli.device import app as device_cli
 from flashjob.errors import FlashJobError
 from flashjob.virtual.device import VirtualDevice
+from flashjob.virtual.port import SerialPort
 from flashjob.wire.gateway import Outcome
 from flashjob.wire.reasons import Reason
 
@@ -132,10 +132,13 @@ async def test_from_the_command_line(bench: Bench, tmp_path: Path, network: bool
     ]
     minted = CliRunner().invoke(attest, ["mint", "succession", *arguments, "--json"])
     assert json.loads(minted.stdout)["to"] == kid(SECOND)
-    where = device.server.address if network else str(device.port.link)
+    where = device.server.address
+    if not network:
+        assert isinstance(device.port, SerialPort)
+        where = str(device.port.link)
 
     async def tell(*more: str) -> Result:
-        return await asyncio.to_thread(CliRunner().invoke, device_cli, ["owner-key", where, str(out), *more])
+        return await asyncio.to_thread(lambda: CliRunner().invoke(device_cli, ["owner-key", where, str(out), *more]))
 
     told = json.loads((await tell("--json")).stdout)
     assert told == {"kind": "release", "keys": sorted([kid(RELEASE_KEY), kid(SECOND)]), "generation": 1}
