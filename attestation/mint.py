@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from attestation import cose, der, dice_cbor, dice_x509
 from attestation import eat as eat_profile
 from attestation.cbor import Writable, dumps
-from attestation.keys import Alg, PrivateKey, PublicKey, alg_of, dice_id, encode_cose
+from attestation.keys import Alg, PrivateKey, PublicKey, alg_of, dice_id, encode_cose, to_cose
 from attestation.statement import Digest
 
 CDI_SIZE: Final = 32
@@ -308,6 +308,7 @@ def eat_claims(
     data_images: Mapping[str, Digest] | None = None,
     addresses: Sequence[str] = (),
     owner_key_ids: Sequence[bytes] = (),
+    confirmation_key: PublicKey | None = None,
 ) -> dict[int, Writable]:
     """Every claim of the EAT profile (see `attestation.eat` for types and lengths).
 
@@ -315,6 +316,7 @@ def eat_claims(
         debug_status: 0 enabled ... 3 disabled permanently (RFC 9711 section 4.2.9).
         slot_state: state number of the OTA record of the running slot.
         fence: highest fence that the device has stored.
+        confirmation_key: TLS key of this boot, for ``cnf``.
         data_images: hashes of read-only data images, by partition label.
     """
     return {
@@ -334,6 +336,7 @@ def eat_claims(
         eat_profile.ADDRESSES: list(addresses),
         eat_profile.OWNER_KEYS: list(owner_key_ids),
         eat_profile.FENCE: fence,
+        **({eat_profile.CNF: {1: to_cose(confirmation_key)}} if confirmation_key is not None else {}),
     }
 
 

@@ -37,6 +37,7 @@ from attestation.cbor import Value, dumps, strict_loads
 from attestation.device_protocol import ErrorCode, Flag, Info, Request
 from attestation.errors import Code, Reject
 from attestation.grants import CancelGrant, ConfirmGrant, InstallGrant, RevertGrant, SignedGrant, Verb
+from attestation.keys import PublicKey
 from firmware_pipeline.esp import otadata
 from firmware_pipeline.esp.otadata import SlotState
 from firmware_pipeline.esp.partitions import Partition
@@ -115,6 +116,8 @@ class Application:
     ) -> None:
         self.boot = boot
         self.addresses = list(addresses)
+        self.tls_key: PublicKey | None = None
+        """The network's, of this boot; attested."""
         self._handover = boot.handover()
         self._key = mint.signing_key(self._handover.cdi, hardware.alg)
         self._flash, self._hardware, self._owner, self._nvs = flash, hardware, nvs.owner or owner, nvs
@@ -211,6 +214,7 @@ class Application:
             fence=self._nvs.fence,
             addresses=self.addresses,
             owner_key_ids=self._owner.key_ids,
+            confirmation_key=self.tls_key,
         )
         return mint.evidence(self._handover.anchor_id, self._handover.certificates, mint.eat(claims, self._key))
 

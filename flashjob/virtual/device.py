@@ -90,6 +90,7 @@ class VirtualDevice:
         confirm_seconds: deadline of installations that came over serial.
         port: TCP port on 127.0.0.1; 0: any, and for a network device another after each reset with `moves`.
         moves: come back at another port after each reset.
+        tls: a network device that speaks TLS, under a key of each boot that its evidence names.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class VirtualDevice:
         confirm_seconds: int = DEFAULT_CONFIRM_SECONDS,
         port: int = 0,
         moves: bool = False,
+        tls: bool = False,
     ) -> None:
         self.name, self.identity = name, identity
         self.behaviour = behaviour or Behaviour()
@@ -117,7 +119,7 @@ class VirtualDevice:
         self.boots = 0
         self.boot_failure = ""
         self.application: Application | None = None
-        self.server = DeviceServer(self._asked_to_reset, self._image_bytes, self._late)
+        self.server = DeviceServer(self._asked_to_reset, self._image_bytes, self._late, tls=tls)
         self.timing = timing or Timing()
         self.port = self._make_port(link, tcp, port)
         self.owner, self._confirm_seconds = owner, confirm_seconds

@@ -24,6 +24,7 @@ from attestation.eat import EVIDENCE_MEDIA_TYPE
 from flashjob.virtual.application import Application
 from flashjob.virtual.installation import Upload
 from flashjob.virtual.replies import Refusal, Reply
+from flashjob.virtual.tls import boot_identity
 
 _CHUNK: Final = 16 * 1024
 _CBOR: Final = "application/cbor"
@@ -46,12 +47,15 @@ class DeviceServer:
         on_reboot: Callable[[], None],
         on_image_bytes: Callable[[int, int], None] | None = None,
         late: Callable[[int], float] | None = None,
+        *,
+        tls: bool = False,
     ) -> None:
         self.host = ""
         self.port = 0
         self._on_reboot = on_reboot
         self._on_image_bytes = on_image_bytes
         self._late = late
+        self._tls = tls
         self._runner: web.AppRunner | None = None
         self._application: Application | None = None
 
@@ -69,7 +73,8 @@ class DeviceServer:
         app.router.add_put("/fj/1/image", self._image)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0, handle_signals=False)
         await runner.setup()
-        site = web.TCPSite(runner, host, port)
+        context, application.tls_key = boot_identity() if self._tls else (None, None)
+        site = web.TCPSite(runner, host, port, ssl_context=context)
         await site.start()
         self._application, self._runner = application, runner
         self.host, self.port = runner.addresses[0][:2]

@@ -303,6 +303,7 @@ class Bench:
         confirm_seconds: int = 300,
         moves: bool = False,
         locked_loader: bool = False,
+        tls: bool = False,
     ) -> VirtualDevice:
         """A device that left the factory with `app`, running."""
         device = VirtualDevice(
@@ -315,6 +316,7 @@ class Bench:
             confirm_seconds=confirm_seconds,
             moves=moves,
             locked_loader=locked_loader,
+            tls=tls,
         )
         device.factory_flash(old_app(chip) if app is None else app)
         self.devices.append(device)
