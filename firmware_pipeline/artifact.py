@@ -339,7 +339,8 @@ def find_chip(index: Index, chip: str, facts: HardwareFacts | None = None) -> De
         raise PipelineError(
             Reason.PlatformMissing,
             f"The artifact holds builds for {target}, but the device is not known to have what they demand: {offered}.",
-            f"Push a build for {target} without these features, or record the device's hardware.",
+            f"Say what the device has (--platform-feature, or its recorded hardware), or push a build for {target} without "
+            "these features.",
         )
     raise PipelineError(
         Reason.PlatformMissing,

@@ -61,6 +61,31 @@ def has(feature: str, facts: HardwareFacts) -> bool | None:
     return None if facts.psram_mode is None else facts.psram_mode == kind.removeprefix("psram-")
 
 
+def facts_of(features: Iterable[str]) -> HardwareFacts:
+    """A device of which only these features are known.
+
+    Raises:
+        PipelineError: FeatureMalformed; also where no device has all of them.
+    """
+    known = normalise_features(features)
+    modes = [feature.removeprefix("psram-") for feature in known if feature in ("psram-octal", "psram-quad")]
+    if len(modes) > 1:
+        raise PipelineError(
+            Reason.FeatureMalformed,
+            "No device has psram-octal and psram-quad: PSRAM is connected in one way.",
+            "Name the one that the device has.",
+        )
+    sizes = dict(sorted(amount for feature in known if (amount := _amount(feature))[1]))
+    return HardwareFacts.model_validate(
+        {
+            "psram_mode": modes[0] if modes else None,
+            "psram_size": sizes.get("psram"),
+            "flash_size": sizes.get("flash"),
+            "secure_boot": True if "secure-boot-v2" in known else None,
+        }
+    )
+
+
 def _implies(mine: Sequence[str], theirs: Sequence[str]) -> bool:
     """Whether a device with all of mine has all of theirs."""
     amounts = [_amount(feature) for feature in mine]

@@ -14,6 +14,7 @@ from firmware_pipeline.artifact import ChipArtifact, Layer
 from firmware_pipeline.config import dumps
 from firmware_pipeline.copying import Copier
 from firmware_pipeline.errors import PipelineError, Reason
+from firmware_pipeline.hardware import HardwareFacts
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.oci import INDEX_TYPE
 from firmware_pipeline.opening import (
@@ -85,6 +86,7 @@ def pull(
     threshold: int = 1,
     options: ClientOptions = DEFAULT_OPTIONS,
     store: ArtifactStore | None = None,
+    facts: HardwareFacts | None = None,
     progress: PullProgress | None = None,
 ) -> Pulled:
     """Fetch one chip's files, each checked, several at a time.
@@ -97,6 +99,7 @@ def pull(
         threshold: how many distinct keys must have signed.
         options: how to reach the registry.
         store: an open store to use instead of opening one.
+        facts: what is known of the device, where the chip may have several builds with different features.
         progress: called while images arrive.
 
     Raises:
@@ -106,7 +109,7 @@ def pull(
     store = store or open_store(where, options)
     digest = resolve(store, where)
     signers = verify(store, digest, keys, threshold).signers if keys is not None else ()
-    found = open_chip(store, digest, chip)
+    found = open_chip(store, digest, chip, facts)
     files = [output / layer.title for layer in found.layers]
     _fetch(store, list(zip(found.layers, files, strict=True)), progress)
     extra = {"config.json": dumps(found.config)}

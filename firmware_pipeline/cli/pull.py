@@ -11,6 +11,7 @@ from typer import Option
 from firmware_pipeline.cli.chip_report import describe_chip
 from firmware_pipeline.cli.options import AsJson, DigestFile, Keys, Login, Quiet, Ref, Threshold
 from firmware_pipeline.cli.running import client_options, err, progress, trusted_keys, verb, write_digest
+from firmware_pipeline.features import facts_of
 from firmware_pipeline.opening import locate, open_store
 from firmware_pipeline.pulling import pull
 
@@ -25,6 +26,10 @@ def command(
     login: Login,
     chip: Annotated[str, Option("--chip", help="The chip.")],
     output: Annotated[Path, Option("--output", "-o", help="Directory for the files.")],
+    platform_feature: Annotated[
+        list[str] | None,
+        Option(help="Hardware that the device has, psram>=8M: the most specific build that fits is taken; repeatable."),
+    ] = None,
     key: Keys = None,
     threshold: Threshold = 1,
     unverified: Annotated[bool, Option("--unverified", help="Do not ask who signed it.")] = False,
@@ -41,6 +46,7 @@ def command(
     trusted = None if unverified else trusted_keys(key)
     where = locate(reference)
     options = client_options(login, where)
+    facts = facts_of(platform_feature) if platform_feature else None
     store = _cached(open_store(where, options), cache) if cache else None
     with progress(quiet) as update:
         pulled = pull(
@@ -51,6 +57,7 @@ def command(
             threshold=threshold,
             options=options,
             store=store,
+            facts=facts,
             progress=update,
         )
     write_digest(digest_file, pulled.reference)

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Platform features: the most specific build that a device can run is taken, a tie is refused, a lack is seen."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from firmware_pipeline import api, artifact
 from firmware_pipeline.artifact import chip_entry, find_chip, pack_chip, pack_index, read_index
+from firmware_pipeline.cli import app
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.errors import Reason
-from firmware_pipeline.features import best, has, normalise_features
+from firmware_pipeline.features import best, facts_of, has, normalise_features
 from firmware_pipeline.hardware import HardwareFacts
 from firmware_pipeline.inputs.claims import Overrides
 from firmware_pipeline.inputs.files import load_files
@@ -159,3 +162,44 @@ def test_config_features_are_strict(plain: BuildPlan) -> None:
     assert FirmwareConfig.model_validate(config.model_dump() | {"features": ("flash>=8M",)}).features == ("flash>=8M",)
     with pytest.raises(ValueError, match="sorted"):
         FirmwareConfig.model_validate(config.model_dump() | {"features": ("psram-octal", "flash>=8M")})
+
+
+@given(st.sets(st.sampled_from(["psram-octal", "psram>=2M", "psram>=8M", "flash>=4M", "flash>=16M", "secure-boot-v2"])))
+def test_a_device_has_the_features_that_it_is_said_to_have(features: set[str]) -> None:
+    facts = facts_of(features)
+    assert all(has(feature, facts) for feature in features)
+    assert not has("psram-quad", facts)
+    assert not has("flash>=32M", facts)
+
+
+@pytest.mark.parametrize("bad", [["psram-octal", "psram-quad"], ["psram>=0M"], ["usb"]])
+def test_a_device_that_cannot_be(bad: list[str]) -> None:
+    refused(Reason.FeatureMalformed, lambda: facts_of(bad))
+
+
+@pytest.mark.parametrize(
+    ("given_", "taken"),
+    [((), ()), (("psram>=2M",), ()), (("psram>=16M",), ("psram>=8M",)), (("psram>=8M", "flash>=16M"), ("psram>=8M",))],
+)
+def test_pull_takes_the_build_that_fits_what_the_device_has(
+    tmp_path: Path, plain: BuildPlan, given_: tuple[str, ...], taken: tuple[str, ...]
+) -> None:
+    where = f"oci:{tmp_path}/layout:1"
+    plans = [plain, plain.model_copy(update={"features": ("psram>=8M",)})]
+    api.push(plans, where, signer=None, release=None)
+    options = [word for feature in given_ for word in ("--platform-feature", feature)]
+    words = ["pull", where, "--chip", plain.target, "-o", str(tmp_path / "out"), "--unverified", "--json", *options]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert tuple(json.loads(done.stdout)["config"].get("features", ())) == taken
+
+
+def test_pull_names_the_builds_where_none_fits(tmp_path: Path, plain: BuildPlan) -> None:
+    where = f"oci:{tmp_path}/layout:1"
+    plans = [plain.model_copy(update={"features": (feature,)}) for feature in ("psram-octal", "psram-quad")]
+    api.push(plans, where, signer=None, release=None)
+    done = CliRunner().invoke(app, ["pull", where, "--chip", plain.target, "-o", str(tmp_path / "out"), "--unverified"])
+    assert done.exit_code != 0
+    assert "psram-octal; psram-quad" in done.output
+    assert "--platform-feature" in done.output
+    assert not (tmp_path / "out").exists()
