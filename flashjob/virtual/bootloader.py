@@ -28,6 +28,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from attestation import mint
@@ -49,6 +50,8 @@ from flashjob.virtual.profile import DeviceIdentity, Hardware
 
 HANDOVER_SIZE: Final = 4096
 BOOTSEED_SIZE: Final = 16
+_REMEMBERED: Final = 16
+"""Images, in each cache of pure results."""
 UNNAMED: Final = "unnamed"
 """Certified name of an application whose descriptor names no project."""
 
@@ -153,7 +156,7 @@ def boot(
     choice, ota = _choose(flash, table, behaviour)
     if choice.record is not None and choice.record.state == SlotState.NEW:
         behaviour.first_boot(flash, choice.selected)
-    slot, info = _first_bootable(flash, table, choice.slot, hardware)
+    slot, info, data = _first_bootable(flash, table, choice.slot, hardware)
     record = choice.record if slot == choice.slot else None
     state: SlotState | int = SlotState.UNDEFINED
     boot_id = NO_BOOT_ID
@@ -170,7 +173,7 @@ def boot(
     nvs.boot_count += 1
 
     unconfirmed = state == SlotState.PENDING_VERIFY
-    measurement = measure(flash, slot, info, hardware.hash_alg)
+    measurement = measure_bytes(data, info, hardware.hash_alg)
     certified = behaviour.certified_application(
         measurement.value, lambda: _measured(flash, choice.selected, hardware.hash_alg)
     )
@@ -247,22 +250,40 @@ def measure(flash: Flash, slot: Partition, info: ImageInfo, hash_alg: int) -> Di
 
 def _measured(flash: Flash, slot: Partition, hash_alg: int) -> bytes:
     data = flash.read(slot.offset, slot.size)
-    return measure_bytes(data, parse_image(data), hash_alg).value
+    return measure_bytes(data, _parsed(data), hash_alg).value
 
 
 def measure_bytes(data: bytes, info: ImageInfo, hash_alg: int) -> Digest:
     """The measurement of a parsed image with one algorithm (-16 or -44)."""
-    for measured in measure_image(data, info):
-        if measured.alg == hash_alg:
-            return Digest(alg=measured.alg, value=measured.value)
+    for alg, value in _hashes(data, info):
+        if alg == hash_alg:
+            return Digest(alg=alg, value=value)
     raise ValueError(f"hash algorithm {hash_alg} is neither -16 (SHA-256) nor -44 (SHA-512)")
+
+
+# Pure functions of the bytes, remembered because a fleet boots the same few images thousands of times.
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _parsed(data: bytes) -> ImageInfo:
+    return parse_image(data)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _hashes(data: bytes, info: ImageInfo) -> tuple[tuple[int, bytes], ...]:
+    return tuple((measured.alg, measured.value) for measured in measure_image(data, info))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _signed(data: bytes, image_length: int, trusted: bytes) -> bool:
+    return secure_boot.verify(data, image_length, trusted)
 
 
 def _bootloader(flash: Flash, hardware: Hardware) -> Digest:
     start = hardware.chip.bootloader_offset
     data = flash.read(start, hardware.table_offset - start)
     try:
-        info = parse_image(data)
+        info = _parsed(data)
     except PipelineError as error:
         raise BootError("NoBootloader", f"invalid header at 0x{start:x}: {error.message}") from error
     if info.chip is not hardware.chip:
@@ -314,12 +335,13 @@ def _no_record(table: PartitionTable) -> _Choice:
 
 def _first_bootable(
     flash: Flash, table: PartitionTable, chosen: Partition, hardware: Hardware
-) -> tuple[Partition, ImageInfo]:
-    """Rule 5."""
+) -> tuple[Partition, ImageInfo, bytes]:
+    """Rule 5; the slot, its image as parsed, and what was read of it."""
     failures: list[str] = []
     for slot in _fallback_order(table, chosen):
+        data = flash.read(slot.offset, slot.size)
         try:
-            return slot, verify_image(flash.read(slot.offset, slot.size), hardware)
+            return slot, verify_image(data, hardware), data
         except (PipelineError, BootError) as error:
             failures.append(f"{slot.subtype_name}: {error.message}")
     raise BootError("NoBootableApp", "no slot holds a bootable application: " + " ".join(failures))
@@ -346,7 +368,7 @@ def verify_image(data: bytes, hardware: Hardware) -> ImageInfo:
         BootError: it is for another chip or revision, no application, not signed by the trusted key, or older than
             the eFuse counter allows.
     """
-    info = parse_image(data)
+    info = _parsed(data)
     if info.chip is not hardware.chip:
         raise BootError("WrongChip", f"built for {info.chip.display}, this is {hardware.chip.display}")
     if hardware.revision < info.min_rev or (info.max_rev is not None and hardware.revision > info.max_rev):
@@ -354,11 +376,7 @@ def verify_image(data: bytes, hardware: Hardware) -> ImageInfo:
     if info.app is None:
         raise BootError("NotAnApplication", "the image has no application descriptor")
     trusted = hardware.fuses.secure_boot_key_digest
-    if (
-        hardware.verifies_signatures
-        and trusted is not None
-        and not secure_boot.verify(data, info.image_length, trusted)
-    ):
+    if hardware.verifies_signatures and trusted is not None and not _signed(data, info.image_length, trusted):
         raise BootError("NotSigned", f"secure boot: no signature by the trusted key {trusted.hex()[:16]}...")
     burnt = hardware.fuses.secure_version
     if hardware.anti_rollback and info.app.secure_version < burnt:

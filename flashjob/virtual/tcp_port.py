@@ -87,9 +87,10 @@ class TcpPort(SerialLine):
             host, _ = self._listener.accept()
         except BlockingIOError:
             return
-        if self._host is not None:
+        if self._host is not None and not _hung_up(self._host):
             host.close()
             return
+        self._gone()
         host.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._host = host
         self._attach(host.fileno())
@@ -110,6 +111,16 @@ class TcpPort(SerialLine):
 
     def _encode(self, data: bytes) -> bytes:
         return data.replace(b"\xff", b"\xff\xff") if self._manager else data
+
+
+def _hung_up(host: socket.socket) -> bool:
+    """Whether the host closed its end, although nobody has read that yet."""
+    try:
+        return not host.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 class _Wire:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from typing import Any
 
 import pytest
 
 from attestation import mint
+from attestation.cbor import strict_loads
 from attestation.dice_cbor import parse_certificate, read_application_config, verify_chain
 from attestation.keys import Alg
 from attestation.mint import Mode
@@ -20,7 +22,16 @@ from firmware_pipeline.esp.otadata import NO_BOOT_ID, OtaRecord, SlotState, boot
 from firmware_pipeline.esp.partitions import Partition
 from flashjob.virtual.adversaries import RunsOldImage, StaleBootId
 from flashjob.virtual.application import Application
-from flashjob.virtual.bootloader import HANDOVER_SIZE, BootError, boot, measure_bytes, read_otadata, write_record
+from flashjob.virtual.bootloader import (
+    HANDOVER_SIZE,
+    BootError,
+    BootResult,
+    Handover,
+    boot,
+    measure_bytes,
+    read_otadata,
+    write_record,
+)
 from flashjob.virtual.flash import Flash
 from flashjob.virtual.nvs import Nvs
 from flashjob.virtual.profile import make_identity
@@ -256,6 +267,53 @@ def test_rules_7_to_9_nothing_handed_over_leads_back_to_the_device_secret() -> N
     )
     application.evidence(bytes(32))
     assert not any(identity.uds in item or cdi0 in item for item in reachable(application))
+
+
+def test_rules_7_to_9_no_secret_is_left_anywhere_in_the_process() -> None:
+    """Not only what was handed over: every buffer, cache and frame that the collector knows, after two boots."""
+    bench = Bench()
+    bench.reset()
+    uds = bench.identity.uds
+    chain = [parse_certificate(certificate) for certificate in bench.application.boot.handover().certificates]
+    layer0 = mint.Layer(chain[0].code_hash, chain[0].configuration, chain[0].authority_hash, Mode.NORMAL)
+    marks = {mint.hkdf(secret, mint.ASYM_SALT, b"Key Pair", 32) for secret in (uds, mint.next_cdi(uds, layer0))}
+    marks.add(mint.next_cdi(uds, layer0))
+    gc.collect()
+    mine = {id(mark) for mark in marks}
+    leaks = [
+        type(holder).__name__
+        for holder in gc.get_objects()
+        if holder is not marks
+        for item in gc.get_referents(holder)
+        if isinstance(item, bytes | bytearray) and id(item) not in mine and any(mark in item for mark in marks)
+    ]
+    assert leaks == []
+
+
+def test_boot_results_have_exactly_the_specified_fields() -> None:
+    """What the application finds: a new field here is a decision about secrets."""
+    assert {field.name for field in dataclasses.fields(Handover)} == {"cdi", "ueid", "anchor_id", "certificates"}
+    handed = strict_loads(bytes(Bench().area[4 : 4 + int.from_bytes(Bench().area[:4], "little")]), HANDOVER_SIZE)
+    assert isinstance(handed, dict)
+    assert set(handed) == {1, 2, 3, 4}
+    assert {field.name for field in dataclasses.fields(BootResult)} == {
+        "area",
+        "table",
+        "table_sha256",
+        "slot",
+        "sector",
+        "slot_state",
+        "boot_id",
+        "image",
+        "measurement",
+        "name",
+        "version",
+        "secure_version",
+        "mode",
+        "bootseed",
+        "boot_count",
+        "log",
+    }
 
 
 def test_rule_9_the_next_boot_leaves_nothing_of_the_last_one() -> None:

@@ -50,7 +50,7 @@ async def until(device: VirtualDevice, mode: Mode, boots: int) -> None:
 
 async def host(device: VirtualDevice) -> SerialPort:
     assert device.port is not None
-    return await open_port(str(device.port.link))
+    return await open_port(device.port.path)
 
 
 def install(device: VirtualDevice, image: bytes) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashjob.virtual.flash import SECTOR, Flash, FlashIOError
+from flashjob.virtual.flash import SECTOR, Flash, FlashIOError, factory_content
 
 SIZE = 4 * SECTOR
 
@@ -78,6 +78,26 @@ def test_rule_5_a_hook_stops_an_operation_before_it_changes_anything() -> None:
     assert (flash.bytes_programmed, flash.bytes_erased) == (0, 0)
 
 
+def test_rule_6_what_is_equal_is_shared_and_what_differs_is_not() -> None:
+    content = factory_content([(10, b"maker"), (SECTOR - 1, b"ab"), (11, b"A")])
+    one, other = Flash(SIZE), Flash(SIZE)
+    for flash in (one, other):
+        flash.manufacture(content)
+        assert flash.read(10, 5) == b"mAker"
+        assert flash.read(SECTOR - 1, 2) == b"ab"
+        assert flash.own_bytes == 0
+    one.program(3 * SECTOR, b"mine")
+    one.erase(0, SECTOR)
+    assert one.own_bytes == SECTOR, "what is erased takes nothing"
+    assert one.read(10, 5) == b"\xff" * 5
+    assert other.read(10, 5) == b"mAker"
+    assert other.read(3 * SECTOR, 4) == b"\xff" * 4
+    one.manufacture(content)
+    assert one.snapshot() == other.snapshot()
+    with pytest.raises(ValueError, match="does not fit"):
+        one.manufacture(factory_content([(SIZE, b"x")]))
+
+
 @given(
     st.lists(
         st.one_of(
@@ -89,6 +109,8 @@ def test_rule_5_a_hook_stops_an_operation_before_it_changes_anything() -> None:
 )
 def test_behaves_as_a_list_of_bytes(steps: list[tuple[str, int, bytes]]) -> None:
     flash, model = Flash(SIZE), [0xFF] * SIZE
+    flash.manufacture(factory_content([(100, b"\xf0" * SECTOR)]))
+    model[100 : 100 + SECTOR] = b"\xf0" * SECTOR
     for kind, where, data in steps:
         if kind == "erase":
             flash.erase(where * SECTOR, SECTOR)
