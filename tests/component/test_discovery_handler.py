@@ -91,7 +91,7 @@ async def test_rule_3_an_empty_list_is_said_once(world: World) -> None:
     assert stream.lists == [()]
 
 
-async def test_rule_4_the_end_is_silent(world: World) -> None:
+async def test_rule_5_the_end_is_silent(world: World) -> None:
     device = await world.bench.device(network=True)
     await world.enroll(device, old_app("esp32s3"))
     await world.start()

@@ -20,14 +20,17 @@ pytestmark = pytest.mark.integration
 
 
 def listed(place: Place, configuration: str, count: int = 1) -> list[Obj]:
-    """The Instances under one Configuration, as soon as there are that many."""
+    """The Instances of this place's devices under one Configuration, as soon as there are that many."""
     name = f"{place.namespace}-{configuration}"
+    assert place.fleet is not None
+    own = {device.ueid for device in place.fleet.devices.values()}
 
-    def enough(instances: dict[str, Obj]) -> list[Obj] | None:
+    def enough(instances: dict[str, Obj]) -> tuple[list[Obj]] | None:
         found = [item for item in instances.values() if item["spec"]["configurationName"] == name]
-        return found if len(found) == count else None
+        found = [item for item in found if item["spec"]["brokerProperties"].get("FLASHJOB_DEVICE_ID") in own]
+        return (found,) if len(found) == count else None
 
-    return place.until("instances", enough) if count else []
+    return place.until("instances", enough)[0]
 
 
 def test_network_and_serial_devices_are_updated_and_proven(world: World, place: Place) -> None:

@@ -77,3 +77,14 @@ def test_ranges(text: str, first: Address, count: int) -> None:
 def test_no_ranges(text: str) -> None:
     with pytest.raises(ValueError):
         parse_range(text)
+
+
+@given(st.text(alphabet="0123456789abcdef.:/[]%", max_size=30))
+def test_any_range_is_understood_or_refused(text: str) -> None:
+    try:
+        found = parse_range(text)
+    except ValueError:
+        return
+    hosts = list(found.hosts())
+    assert len(hosts) <= len(found) <= MAX_RANGE_HOSTS
+    assert {host.port for host in hosts} <= {found.port}
