@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from attestation import clones, cose, dice_cbor, eat, keys, mint, nonce
 from attestation.anchors import DeviceAnchor, DeviceState, Floors
 from attestation.cbor import dumps
+from attestation.directory import parse_policy
 from attestation.errors import Code, Reject
 from attestation.keys import Alg, PrivateKey
 from attestation.policy import LeafSigning, RootOfTrust
@@ -440,6 +441,10 @@ attack(69, "software name is not the certified one", "eat.name", token({eat.SWNA
 attack(70, "suspended", "device.suspended", enrolled_as(state=DeviceState.SUSPENDED))
 attack(70, "revoked", "device.revoked", enrolled_as(state=DeviceState.REVOKED))
 attack(71, "no policy", "policy.missing", lambda: judge(D, policy=None))
+attack(71, "a policy that is no YAML", "policy.invalid", lambda: parse_policy(b"modes: [", "default.yaml"))
+attack(71, "a policy with a typo", "policy.invalid", lambda: parse_policy(b"mods: [Normal]", "default.yaml"))
+attack(71, "a policy with an unknown mode", "policy.invalid", lambda: parse_policy(b"modes: [Any]", "default.yaml"))
+attack(71, "an empty policy file", "policy.invalid", lambda: parse_policy(b"", "default.yaml"))
 attack(71, "no device", "device.unknown", lambda: judge(D, device=None))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestation import eat
+from attestation import cose, eat
 from attestation.cbor import dumps
 from attestation.errors import Reject
 from attestation.policy import DebugStatus, Measurement
@@ -140,3 +140,22 @@ def test_rats_examples_are_read_and_refused_as_another_profile() -> None:
     # location holds floating-point numbers; the hardware block nests a tagged CoSWID.
     assert set(codes.values()) <= {"eat.profile", "cbor.float", "cbor.tag", "eat.structure"}, codes
     assert list(codes.values()).count("eat.profile") >= 5, codes
+
+
+def test_rats_example_tokens_are_read_and_refused() -> None:
+    """A CWT reads as COSE_Sign1 and is of another profile; a detached bundle (tag 602) is no token at all."""
+    folder = vectors("ietf-rats-eat") / "cddl" / "Example-Tokens"
+    found = {path.name.split(".")[0]: path.read_bytes() for path in folder.glob("*.cbor")}
+    assert found.keys() == {"valid_cwt", "valid_deb"}
+
+    def opened(data: bytes) -> cose.Sign1:
+        return cose.parse(
+            data, tagging=cose.Tagging.EITHER, protected=eat.PROTECTED_HEADERS, unprotected=eat.UNPROTECTED_HEADERS
+        )
+
+    claims = eat.decode_claims(opened(found["valid_cwt"]).payload)
+    assert eat.nonce_of(claims) == bytes.fromhex("d79b964ddd5471c1393c8888")
+    rejects("eat.profile", lambda: eat.read_token(claims))
+    rejects("cose.tag", lambda: opened(found["valid_deb"]))
+    for data in found.values():
+        rejects("cbor.tag", lambda data=data: eat.parse_evidence(data))

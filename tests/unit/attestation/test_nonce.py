@@ -52,6 +52,21 @@ def test_previous_key_is_honoured_during_rotation() -> None:
     assert check(RING, value, UEID, AUDIENCE, now=NOW, ttl=120)
 
 
+def test_a_removed_key_is_unknown_at_once() -> None:
+    """Rotation in three steps: the new key is added, becomes the current one, the old one goes."""
+    old = KeyRing(6, {6: RING.keys[6]})
+    value = issue(old, UEID, AUDIENCE, now=NOW, ttl=120, random=b"r" * 10)
+    for ring in (KeyRing(6, RING.keys), KeyRing(7, RING.keys)):
+        assert check(ring, value, UEID, AUDIENCE, now=NOW, ttl=120)
+    rejects("nonce.key", lambda: check(KeyRing(7, {7: RING.keys[7]}), value, UEID, AUDIENCE, now=NOW, ttl=120))
+
+
+def test_a_key_number_that_never_was_and_one_that_means_another_key() -> None:
+    value = made()
+    rejects("nonce.key", lambda: check(RING, value[:1] + b"\x63" + value[2:], UEID, AUDIENCE, now=NOW, ttl=120))
+    rejects("nonce.mac", lambda: check(RING, value[:1] + b"\x06" + value[2:], UEID, AUDIENCE, now=NOW, ttl=120))
+
+
 def test_bad_rings_and_arguments() -> None:
     for current, keys in ((1, {2: b"k" * 32}), (1, {1: b"short"}), (256, {256: b"k" * 32})):
         with pytest.raises(ValueError, match="key"):

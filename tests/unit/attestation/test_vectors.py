@@ -20,6 +20,10 @@ COSE_WG = {
     **{f"x509-examples/signed-0{number}": "COSE x5chain: chains never travel in COSE headers" for number in range(1, 6)},
 }  # fmt: skip
 OPEN_DICE_ML_DSA = 18
+OPEN_DICE_READ = 23
+GO_COSE = 18
+COSE_WG_READ = 17
+RATS_PAYLOADS = 9
 
 
 def test_cose_working_group_is_complete() -> None:
@@ -28,11 +32,13 @@ def test_cose_working_group_is_complete() -> None:
     assert found == set(test_cose.WG) | set(COSE_WG)
     assert not set(test_cose.WG) & set(COSE_WG)
     assert len(COSE_WG) == 29
+    assert len(test_cose.WG) == COSE_WG_READ
 
 
 def test_go_cose_is_complete() -> None:
     found = {path.stem for path in (vectors("veraison-go-cose") / "testdata").glob("*.json")}
     assert found == set(test_cose.GO_COSE) | set(test_cose.GO_COSE_SIGN)
+    assert len(found) == GO_COSE
 
 
 def test_open_dice_leaves_out_ml_dsa_alone() -> None:
@@ -42,10 +48,13 @@ def test_open_dice_leaves_out_ml_dsa_alone() -> None:
     assert len(left_out) == OPEN_DICE_ML_DSA, ML_DSA
     used = {name for name in names if any(alg in name for alg in ("Ed25519", "P256", "P384"))}
     assert used | set(left_out) == set(names)
+    assert len(used) == OPEN_DICE_READ
 
 
 def test_wycheproof_and_rats_folders_hold_what_is_read() -> None:
-    """All three Wycheproof files are used whole; of RATS, payloads are read, tokens are unsigned or nested examples."""
+    """All three Wycheproof files are used whole; of RATS, test_eat reads payloads and tokens."""
     assert len(list((vectors("wycheproof") / "testvectors_v1").glob("*.json"))) == 3
+    payloads = vectors("ietf-rats-eat") / "cddl" / "Example-Payloads"
+    assert len(list(payloads.glob("*.cbor"))) == RATS_PAYLOADS
     tokens = vectors("ietf-rats-eat") / "cddl" / "Example-Tokens"
     assert {path.name for path in tokens.glob("*.cbor")} == {"valid_cwt.from-diag.cbor", "valid_deb.from-diag.cbor"}
