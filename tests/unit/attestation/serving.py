@@ -60,14 +60,15 @@ class Files:
     Args:
         root: where they are made.
         devices: enrolled under policy ``default``, which accepts them.
+        changes: of that policy.
     """
 
-    def __init__(self, root: Path, devices: Sequence[Device]) -> None:
+    def __init__(self, root: Path, devices: Sequence[Device], **changes: Any) -> None:
         self.root = root
         self.trust = TrustDirectory.create(root / "trust")
         for device in devices:
             self.trust.enroll(spec(device.minted))
-        write_policy(self.trust, policy(devices[0].minted, algorithms=tuple(Algorithm)))
+        write_policy(self.trust, policy(devices[0].minted, algorithms=tuple(Algorithm), **changes))
         self.nonce_keys, self.ear_key = root / "nonce-keys", root / "ear.pem"
         self.nonce_keys.mkdir()
         self.write_nonce_key(1)

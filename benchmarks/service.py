@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What HTTP adds to a verdict, and whether a service that runs for long keeps its memory.
+
+The service is `attest serve` as a program, its clients speak HTTP keep-alive from this process. CPU is the server
+process's own, from /proc. A verdict over HTTP is two requests: a nonce, and a result. The anchor is the sum of
+
+- the library, in this process and with the same caches: nonce made, evidence judged, nonce used up, result signed, and
+- two requests of the same sizes to a bare echo: an aiohttp application that reads a body and answers with one.
+
+Short runs of all three take turns, so that other load disturbs them alike; the median over the turns is judged.
+
+1. CPU per verdict: at most 1.3 of the anchor.
+2. Memory: over a million requests (nonces, good evidence, replays, garbage, malformed requests) resident memory at the end
+   is at most 1.03 of what it was after a tenth. A smoke run sends 5,000, which is warming up, and reports the slope alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import aiohttp
+
+from attestation import ear, keys, nonce
+from attestation.policy import AttestationPolicySpec
+from attestation.replay import InMemorySingleUse
+from attestation.verdict import Context, IssuedNonce
+from attestation.verifier import ChainCache, verify_once
+from benchmarks.common import Report, main, median_ratio
+from tests.unit.attestation.serving import AUDIENCE, Client, Device, Files, Process, program
+
+T = TypeVar("T")
+TURN: Final = 100
+RATIO: Final = 1.3
+REQUESTS: Final = 1_000_000
+SMOKE_REQUESTS: Final = 5_000
+CLIENTS: Final = 8
+LIFETIME_SECONDS: Final = 10
+"""Of a nonce: used ones are forgotten early, so that what they take is level long before the end."""
+
+
+def measure(report: Report) -> None:
+    """All figures and bars."""
+    asyncio.run(_measure(report))
+
+
+async def _measure(report: Report) -> None:
+    device = Device()
+    with tempfile.TemporaryDirectory() as folder:
+        files = Files(Path(folder), [device], nonce_ttl_seconds=LIFETIME_SECONDS)
+        arguments = [*files.arguments, "--rate", "0"]
+        with program(*arguments) as server, _echo_program() as echo:
+            await _cpu_per_verdict(report, files, device, server, echo)
+        with program(*arguments) as server:
+            await _memory(report, device, server)
+
+
+@contextlib.contextmanager
+def _echo_program() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, str(Path(__file__).with_name("_echo.py"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as echo:
+        try:
+            yield echo
+        finally:
+            echo.terminate()
+
+
+async def _cpu_per_verdict(
+    report: Report, files: Files, device: Device, server: Process, echo: subprocess.Popen[str]
+) -> None:
+    assert echo.stdout is not None
+    echo_url = f"http://127.0.0.1:{int(echo.stdout.readline())}"
+    library = _Library(files, device)
+    async with aiohttp.ClientSession() as http:
+        client, bare = Client(http, server.url), Client(http, echo_url)
+        turns: list[tuple[float, float, float]] = []
+        for _ in range(20 if report.smoke else 200):
+            service = await _service_turn(client, device, server.popen.pid)
+            echoes = await _echo_turn(bare, device, echo.pid)
+            turns.append((service, echoes, library.turn()))
+    turns = turns[2:]  # the first ones fill caches
+    for name, column in (("verdict over HTTP", 0), ("two bare echoes", 1), ("verdict in the library", 2)):
+        report.figure(f"{name}, CPU microseconds", statistics.median(turn[column] for turn in turns) * 1e6)
+    ratio = median_ratio([(ours, echoes + alone) for ours, echoes, alone in turns])
+    report.bar("CPU per verdict, of library and two bare echoes", ratio, "<=", RATIO)
+
+
+class _Library:
+    """The same verdicts without HTTP."""
+
+    def __init__(self, files: Files, device: Device) -> None:
+        self._device, self._used, self._chains = device, InMemorySingleUse(), ChainCache(16)
+        self._ueid = device.minted.ueid
+        self._ring = nonce.KeyRing(1, {1: (files.nonce_keys / "1").read_bytes()})
+        self._key = keys.private_from_pem(files.ear_key.read_bytes())
+        policy = files.trust.policy("default")
+        assert policy is not None
+        self._policy: AttestationPolicySpec = policy
+        self._anchor = device.minted.anchor()
+
+    def turn(self) -> float:
+        """CPU seconds per verdict of this process."""
+        now, spent, nonces = int(time.time()), 0, []
+        begin = time.process_time_ns()
+        for _ in range(TURN):
+            nonces.append(self._issue(now))
+        spent += time.process_time_ns() - begin
+        answers = [(value, self._device.answer(value.hex())) for value in nonces]
+        begin = time.process_time_ns()
+        for value, evidence in answers:
+            self._judge(value, evidence, now)
+        return (spent + time.process_time_ns() - begin) / TURN / 1e9
+
+    def _issue(self, now: int) -> bytes:
+        return nonce.issue(
+            self._ring, self._ueid, AUDIENCE.encode(), now=now, ttl=LIFETIME_SECONDS, random=os.urandom(10)
+        )
+
+    def _judge(self, value: bytes, evidence: bytes, now: int) -> None:
+        asked = IssuedNonce(self._ring, AUDIENCE.encode())
+        context = Context(device=self._anchor, policy=self._policy, nonce=asked, now=now)
+        verdict = verify_once(evidence, context, self._used, chains=self._chains)
+        if not verdict.proven_at_tier:
+            raise RuntimeError(f"the evidence of the benchmark is refused: {verdict.message}")
+        verifier = ear.Verifier("flashjob.dev", "benchmark")
+        ear.mint(
+            verdict,
+            self._key,
+            ueid=self._ueid,
+            nonce=value,
+            policy_name="default",
+            verifier=verifier,
+            now=now,
+        )
+
+
+async def _service_turn(client: Client, device: Device, pid: int) -> float:
+    begin = _cpu_ns(pid)
+    nonces = await _at_once(client.nonce(device.ueid) for _ in range(TURN))
+    spent = _cpu_ns(pid) - begin
+    answers = [(value, device.answer(value)) for value in nonces]
+    begin = _cpu_ns(pid)
+    replies = await _at_once(client.verify(evidence, device.ueid, value) for value, evidence in answers)
+    if any(reply.status != 200 for reply in replies):
+        raise RuntimeError(f"the service refuses the benchmark: {replies[0].body!r}")
+    return (spent + _cpu_ns(pid) - begin) / TURN / 1e9
+
+
+async def _echo_turn(bare: Client, device: Device, pid: int) -> float:
+    asked = json.dumps({"ueid": device.ueid, "audience": AUDIENCE}).encode()
+    evidence = device.answer("00" * 32)
+    begin = _cpu_ns(pid)
+    for body in (asked, evidence):
+        await _at_once(bare.post("/", body) for _ in range(TURN))
+    return (_cpu_ns(pid) - begin) / TURN / 1e9
+
+
+async def _at_once(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All calls, by as many clients as there are connections."""
+    waiting = iter(calls)
+    done: list[T] = []
+
+    async def client() -> None:
+        for call in waiting:
+            done.append(await call)
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    return done
+
+
+async def _memory(report: Report, device: Device, server: Process) -> None:
+    requests = SMOKE_REQUESTS if report.smoke else REQUESTS
+    begin, sent, seen = time.monotonic(), 0, []
+    async with aiohttp.ClientSession() as http:
+        client = Client(http, server.url)
+        while sent < requests:
+            sent += await _mixture(client, device)
+            seen.append((sent / 1e6, _resident_mb(server.popen.pid)))
+    seconds = time.monotonic() - begin
+    settled = seen[len(seen) // 10 :]
+    slope, _ = statistics.linear_regression(*zip(*settled, strict=True))
+    report.figure("requests of a mixture", sent)
+    report.figure("requests per second", sent / seconds)
+    report.figure("seconds of the mixture", seconds)
+    report.figure("resident MB, after a tenth and at the end", [settled[0][1], settled[-1][1]])
+    report.figure("resident MB per million requests, slope from a tenth on", slope)
+    if not report.smoke:
+        report.bar("resident memory at the end, of that after a tenth", settled[-1][1] / settled[0][1], "<=", 1.03)
+
+
+async def _mixture(client: Client, device: Device) -> int:
+    """One batch; how many requests it was. Every answer is checked."""
+    nonces = await _at_once(client.nonce(device.ueid) for _ in range(TURN))
+    good = [(value, device.answer(value)) for value in nonces]
+    judged = [(device.ueid, value, evidence) for value, evidence in (*good, *good)]  # each twice: a replay
+    judged += [(device.ueid, value, os.urandom(random.randrange(4096))) for value in nonces]
+    judged += [(os.urandom(33).hex(), value, evidence) for value, evidence in good]
+    replies = await _at_once(client.verify(evidence, ueid, value) for ueid, value, evidence in judged)
+    wrong = await _at_once(client.post("/v1/nonce", os.urandom(64), "application/json") for _ in range(TURN))
+    if {reply.status for reply in replies} != {200} or {reply.status for reply in wrong} != {400}:
+        raise RuntimeError("the service answers what it must not")
+    return len(nonces) + len(replies) + len(wrong)
+
+
+def _resident_mb(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _cpu_ns(pid: int) -> int:
+    """CPU time of another process, all threads: its clock as clock_gettime(2) names it."""
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main("service", measure))
