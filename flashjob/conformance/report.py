@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from rich.table import Table
 from rich.text import Text
 
 from flashjob.conformance.check import Outcome, Result
@@ -28,18 +27,22 @@ def conforms(results: Sequence[Result]) -> bool:
     return found[Outcome.PASS] > 0 and found[Outcome.FAIL] == 0
 
 
-def table(results: Sequence[Result]) -> Table:
-    """One row per check for this kind of line: outcome, name, the protocol's sentence, and what was found instead."""
-    rows = Table(box=None, padding=(0, 1), show_edge=False)
-    rows.add_column("", no_wrap=True)
-    rows.add_column("check", no_wrap=True)
-    rows.add_column("the protocol says")
-    for result in (one for one in results if not one.elsewhere):
-        sentence = Text(result.check.sentence)
-        if result.detail:
-            sentence.append(f"\n{result.detail}", style=_STYLES[result.outcome])
-        rows.add_row(Text(result.outcome.value, style=_STYLES[result.outcome]), result.check.id, sentence)
-    return rows
+def line(result: Result) -> Text:
+    """Outcome, name, the protocol's sentence, and below it what was found instead."""
+    text = Text(f"{result.outcome.value:<13}", style=_STYLES[result.outcome])
+    text.append(f"{result.check.id:<27}", style="bold")
+    text.append(result.check.sentence, style="default")
+    if result.detail:
+        text.append(f"\n{'':<40}{result.detail}", style=_STYLES[result.outcome])
+    return text
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Counts in words; what is about the other kind of line is counted apart."""
+    here = [result for result in results if not result.elsewhere]
+    words = ", ".join(f"{number} {name}" for name, number in counts(here).items())
+    other = len(results) - len(here)
+    return f"{words}; {other} are for another kind of line" if other else words
 
 
 def to_json(device: str, results: Sequence[Result]) -> dict[str, Any]:

@@ -23,11 +23,12 @@ from flashjob.conformance import confirming, framing, hostile_grants, identity, 
 from flashjob.conformance.check import Broken, Check, Need, NotTestable, Outcome, Result
 from flashjob.conformance.line import HttpLine, Silent
 from flashjob.conformance.subject import Subject
+from flashjob.errors import FlashJobError
 
 ALL: Final[tuple[Check, ...]] = (
     *identity.CHECKS, *framing.CHECKS, *hostile_grants.CHECKS, *installing.CHECKS, *confirming.CHECKS,
 )  # fmt: skip
-_FAULTS: Final = (Broken, Silent, Reject, ValidationError)
+_FAULTS: Final = (Broken, Silent, Reject, ValidationError, FlashJobError, OSError)
 
 
 def chosen(patterns: Iterable[str]) -> tuple[Check, ...]:

@@ -12,6 +12,7 @@ Control socket (UNIX, JSON lines; each request gets one line back, ``{"error": t
     {"do": "fault", "device": NAME, "fault": {"kind": "CablePulled", "percent": 30}}
     {"do": "clearFaults", "device": NAME}
     {"do": "behave", "device": NAME, "behaviour": "RunsOldImage"}      or {"kind": "LosesConfirm", "times": 3}
+    {"do": "provision", "device": NAME, "grantKeys": [KEY], "releaseKeys": [KEY], "batch": TEXT}      a virgin device, once
     {"do": "stop"}
 """
 
@@ -41,6 +42,7 @@ from flashjob.virtual.faults import make_fault
 from flashjob.virtual.port import SerialPort
 from flashjob.virtual.profile import DEFAULT_CONFIRM_SECONDS, Owner, Tier, make_identity
 from flashjob.virtual.timing import Timing
+from flashjob.virtual.virgin import provision
 
 _LINE = 64 * 1024
 
@@ -72,6 +74,7 @@ class DeviceSpec(_Model):
     flash_size: str = "4MB"
     port: Annotated[int, Field(ge=0, lt=65536)] = 0
     moves: bool = False
+    virgin: Annotated[bool, Field(description="Not provisioned yet: it holds none of the owner's keys.")] = False
 
 
 class FleetSpec(_Model):
@@ -190,6 +193,10 @@ class Fleet:
                 device.faults.clear()
             case "behave":
                 device.behave(make_behaviour(request.get("behaviour") or ""))
+            case "provision":
+                kinds = (map(_key, request.get(name) or ()) for name in ("grantKeys", "releaseKeys"))
+                entry = provision(device, Owner(*kinds), str(request.get("batch") or ""))
+                return {"coseKey": entry.cose_key.hex(), "proof": entry.proof.hex(), "hwmodel": entry.hwmodel}
             case _:
                 raise ValueError(f"{verb!r} is no control request")
         return {"ok": True}
@@ -223,7 +230,7 @@ def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner, applications: _Appl
     device = VirtualDevice(
         entry.name,
         identity,
-        owner,
+        Owner() if entry.virgin else owner,
         link=Path(spec.directory) / entry.name if serial and entry.line == "pty" else None,
         tcp=entry.line if serial and entry.line != "pty" else None,
         behaviour=make_behaviour(entry.behaviour),

@@ -23,16 +23,9 @@ from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.wire.reasons import Reason
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
 _FIRST_ANSWER_SECONDS = 15.0
 
 
-@app.callback()
-def device() -> None:
-    """Enroll devices."""
-
-
-@app.command()
 def enroll(
     name: Annotated[str, typer.Argument(help="Name of the Device.")],
     anchor: Annotated[
@@ -70,7 +63,7 @@ def enroll(
     pairs = {"match": _pairs(match or []), "label": _pairs(label or [])}
     if port is not None and trust is None and not pairs["match"]:
         raise typer.BadParameter("a serial device in a cluster needs --match KEY=VALUE: tty names move")
-    key = _anchor(anchor)
+    key = read_anchor(anchor)
     connection: dict[str, Any] = {"network": {"address": host} if fixed else {}}
     if port is not None:
         connection = {"serial": {"match": pairs["match"] or {"UDEV_DEVNODE": port}}}
@@ -190,7 +183,7 @@ def _public(path: Path) -> keys.PublicKey:
         raise typer.BadParameter(f"--grant-key {path} is no PEM public key: {error}") from error
 
 
-def _anchor(text: str) -> keys.PublicKey:
+def read_anchor(text: str) -> keys.PublicKey:
     path = Path(text)
     try:
         raw = path.read_bytes() if path.is_file() else bytes.fromhex(text)
