@@ -16,7 +16,6 @@ import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -44,10 +43,10 @@ from firmware_pipeline.store import (
     BlobReceiver,
     Progress,
     RawManifest,
+    Receiving,
     atomic_file,
     digest_mismatch,
     storage_failed,
-    too_large,
 )
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -94,7 +93,7 @@ def supports(entry: Descriptor, read: Callable[[str], bytes | None]) -> str | No
     return None
 
 
-class LayoutStore:
+class LayoutStore(Receiving):
     """One layout directory.
 
     Args:
@@ -157,17 +156,6 @@ class LayoutStore:
             return False
         except OSError as error:
             raise storage_failed(self.blob_path(digest), error) from error
-
-    def read_blob(self, descriptor: Descriptor, *, max_bytes: int) -> bytes:
-        if descriptor.size > max_bytes:
-            raise too_large(f"Content {descriptor.digest}", descriptor.size, max_bytes)
-        sink = BytesIO()
-        self.receive_blob(descriptor, BlobReceiver(descriptor, sink))
-        return sink.getvalue()
-
-    def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
-        with atomic_file(path) as sink:
-            self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
     def send_blob(self, descriptor: Descriptor, target: ArtifactStore, progress: Progress | None = None) -> None:
         """A blob to another place, which checks it on the way: a registry's client while it sends.

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.cookiejar import DefaultCookiePolicy
-from io import BytesIO
-from pathlib import Path
 from secrets import SystemRandom
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -51,8 +49,9 @@ from firmware_pipeline.store import (
     BlobReceiver,
     Progress,
     RawManifest,
-    atomic_file,
+    Receiving,
     digest_mismatch,
+    too_large,
 )
 from firmware_pipeline.token_auth import Authorizer
 
@@ -79,7 +78,7 @@ class Transient(PipelineError):
         self.retry_after = retry_after
 
 
-class RegistryStore:
+class RegistryStore(Receiving):
     """An `ArtifactStore` in a registry. Synchronous; safe to use from several threads.
 
     Args:
@@ -186,17 +185,6 @@ class RegistryStore:
                 return size
 
         return self._patiently(ask)
-
-    def read_blob(self, descriptor: Descriptor, *, max_bytes: int) -> bytes:
-        if descriptor.size > max_bytes:
-            raise _too_large(f"Content {descriptor.digest}", descriptor.size, max_bytes)
-        sink = BytesIO()
-        self.receive_blob(descriptor, BlobReceiver(descriptor, sink))
-        return sink.getvalue()
-
-    def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
-        with atomic_file(path) as sink:
-            self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
     def receive_blob(self, descriptor: Descriptor, receiver: BlobReceiver) -> None:
         """See ArtifactStore. Streams; after an interruption go on where it broke off (Range)."""
@@ -449,7 +437,7 @@ class RegistryStore:
         for chunk in self._body(response):
             body += chunk
             if len(body) > limit:
-                raise _too_large(f"The answer of {self._name}", len(body), limit)
+                raise too_large(f"The answer of {self._name}", len(body), limit)
         return bytes(body)
 
     def _discard(self, response: requests.Response) -> None:
@@ -512,11 +500,3 @@ class RegistryStore:
             f"{self._name}: no connection, or it broke: {cause}.",
             "Check the host name, the network and that the registry runs, then try again.",
         )
-
-
-def _too_large(what: str, size: int, limit: int) -> PipelineError:
-    return PipelineError(
-        Reason.TooLarge,
-        f"{what} has at least {size} bytes, {limit} are allowed here.",
-        "Check that the reference names a firmware artifact.",
-    )

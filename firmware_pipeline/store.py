@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -173,6 +173,25 @@ class BlobReceiver:
             "manifest names; it was damaged or replaced.",
             "Nothing was kept. Pull from another source, or push the artifact again.",
         )
+
+
+class Receiving(Protocol):
+    """The other two ways of reading a blob, for a place that can do `ArtifactStore.receive_blob`."""
+
+    def receive_blob(self, descriptor: Descriptor, receiver: BlobReceiver) -> None: ...
+
+    def read_blob(self, descriptor: Descriptor, *, max_bytes: int) -> bytes:
+        """See ArtifactStore."""
+        if descriptor.size > max_bytes:
+            raise too_large(f"Content {descriptor.digest}", descriptor.size, max_bytes)
+        sink = BytesIO()
+        self.receive_blob(descriptor, BlobReceiver(descriptor, sink))
+        return sink.getvalue()
+
+    def save_blob(self, descriptor: Descriptor, path: Path, progress: Progress | None = None) -> None:
+        """See ArtifactStore."""
+        with atomic_file(path) as sink:
+            self.receive_blob(descriptor, BlobReceiver(descriptor, sink, progress))
 
 
 def digest_of_file(stream: BufferedReader) -> str:

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every parser of foreign bytes: whatever it is given it returns or raises PipelineError, and soon."""
+"""Every parser of foreign bytes: whatever it is given it returns or raises PipelineError, and soon. The same by the
+hundred thousand: `tests/fuzz`."""
 
 import contextlib
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firmware_pipeline.errors import PipelineError
+from tests.fuzz.engine import allowed_seconds
 from tests.parsers import Parser, firmware_parsers
 
 PARSERS = firmware_parsers()
 IDS = [parser.name for parser in PARSERS]
-MANY = 100_000
-
-
-def allowed_seconds(size: int) -> float:
-    """CPU time for an input of `size` bytes: 5 ms up to 8 KiB, then 10 ms per 64 KiB."""
-    return 0.005 if size <= 8192 else 0.005 + 0.010 * -(-size // 65536)
 
 
 def answer(parser: Parser, data: bytes) -> None:
@@ -60,19 +55,6 @@ def mutate(rng: random.Random, seed: bytes) -> bytes:
     return bytes(data)
 
 
-def inputs(parser: Parser, number: int) -> Iterator[bytes]:
-    """Random bytes, random bytes behind a right begin, and mutated seeds: the same for the same parser."""
-    rng = random.Random(parser.name)
-    for n in range(number):
-        seed = parser.seeds[n % len(parser.seeds)]
-        if n % 4 == 0:
-            yield rng.randbytes(rng.randrange(512))
-        elif n % 4 == 1:
-            yield seed[: rng.randrange(64)] + rng.randbytes(rng.randrange(512))
-        else:
-            yield mutate(rng, seed)
-
-
 @pytest.mark.parametrize("parser", PARSERS, ids=IDS)
 def test_seeds_are_accepted_and_cut_ones_answered(parser: Parser) -> None:
     for seed in parser.seeds:
@@ -110,15 +92,3 @@ HARD = (
 def test_answers_come_soon(parser: Parser) -> None:
     for data in (*HARD, *(mutate(random.Random(n), parser.seeds[0]) for n in range(20))):
         assert cpu_seconds(parser, data) <= allowed_seconds(len(data)), data[:32]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("parser", PARSERS, ids=IDS)
-def test_a_hundred_thousand_inputs(parser: Parser) -> None:
-    late = 0
-    for data in inputs(parser, MANY):
-        start = time.process_time()
-        answer(parser, data)
-        if time.process_time() - start > allowed_seconds(len(data)):
-            late += cpu_seconds(parser, data) > allowed_seconds(len(data))
-    assert late == 0
