@@ -4,7 +4,8 @@
 The service is `attest serve` as a program, its clients speak HTTP keep-alive from this process. CPU is the server
 process's own, from /proc. A verdict over HTTP is two requests: a nonce, and a result. The anchor is the sum of
 
-- the library, in this process and with the same caches: nonce made, evidence judged, nonce used up, result signed, and
+- the library, in this process and with the same caches: nonce made, device and policy looked up, evidence judged, boot
+  compared with earlier ones, nonce used up, result signed (``service.judge``, which knows no HTTP), and
 - two requests of the same sizes to a bare echo: an aiohttp application that reads a body and answers with one.
 
 Short runs of all three take turns, so that other load disturbs them alike; the median over the turns is judged.
@@ -32,13 +33,11 @@ from typing import Any, Final, TypeVar
 
 import aiohttp
 
-from attestation import ear, keys, nonce
-from attestation.policy import AttestationPolicySpec
-from attestation.replay import InMemorySingleUse
-from attestation.verdict import Context, IssuedNonce
-from attestation.verifier import ChainCache, verify_once
+from attestation import nonce
+from attestation.service.judge import Question
+from attestation.service.keyring import KeyFiles
 from benchmarks.common import Report, main, median_ratio
-from tests.unit.attestation.serving import AUDIENCE, Client, Device, Files, Process, program
+from tests.unit.attestation.serving import AUDIENCE, Client, Device, Files, Process, judge_of, program
 
 T = TypeVar("T")
 TURN: Final = 100
@@ -97,52 +96,33 @@ async def _cpu_per_verdict(
 
 
 class _Library:
-    """The same verdicts without HTTP."""
+    """The same verdicts without HTTP: the service's own judge, called in this process."""
 
     def __init__(self, files: Files, device: Device) -> None:
-        self._device, self._used, self._chains = device, InMemorySingleUse(), ChainCache(16)
-        self._ueid = device.minted.ueid
-        self._ring = nonce.KeyRing(1, {1: (files.nonce_keys / "1").read_bytes()})
-        self._key = keys.private_from_pem(files.ear_key.read_bytes())
-        policy = files.trust.policy("default")
-        assert policy is not None
-        self._policy: AttestationPolicySpec = policy
-        self._anchor = device.minted.anchor()
+        self._device, self._ueid = device, device.minted.ueid
+        self._keys = KeyFiles(files.nonce_keys, files.ear_key).read()
+        self._judge = judge_of(files)
 
     def turn(self) -> float:
         """CPU seconds per verdict of this process."""
-        now, spent, nonces = int(time.time()), 0, []
         begin = time.process_time_ns()
-        for _ in range(TURN):
-            nonces.append(self._issue(now))
-        spent += time.process_time_ns() - begin
+        nonces = [self._issue(int(time.time())) for _ in range(TURN)]
+        spent = time.process_time_ns() - begin
         answers = [(value, self._device.answer(value.hex())) for value in nonces]
         begin = time.process_time_ns()
-        for value, evidence in answers:
-            self._judge(value, evidence, now)
-        return (spent + time.process_time_ns() - begin) / TURN / 1e9
+        results = [
+            self._judge.result(Question(self._ueid, AUDIENCE, value), evidence, self._keys)
+            for value, evidence in answers
+        ]
+        spent += time.process_time_ns() - begin
+        if not all(result.verdict.proven_at_tier for result in results):
+            raise RuntimeError(f"the evidence of the benchmark is refused: {results[0].verdict.message}")
+        return spent / TURN / 1e9
 
     def _issue(self, now: int) -> bytes:
-        return nonce.issue(
-            self._ring, self._ueid, AUDIENCE.encode(), now=now, ttl=LIFETIME_SECONDS, random=os.urandom(10)
-        )
-
-    def _judge(self, value: bytes, evidence: bytes, now: int) -> None:
-        asked = IssuedNonce(self._ring, AUDIENCE.encode())
-        context = Context(device=self._anchor, policy=self._policy, nonce=asked, now=now)
-        verdict = verify_once(evidence, context, self._used, chains=self._chains)
-        if not verdict.proven_at_tier:
-            raise RuntimeError(f"the evidence of the benchmark is refused: {verdict.message}")
-        verifier = ear.Verifier("flashjob.dev", "benchmark")
-        ear.mint(
-            verdict,
-            self._key,
-            ueid=self._ueid,
-            nonce=value,
-            policy_name="default",
-            verifier=verifier,
-            now=now,
-        )
+        random = os.urandom(nonce.RANDOM_SIZE)
+        audience = AUDIENCE.encode()
+        return nonce.issue(self._keys.ring, self._ueid, audience, now=now, ttl=LIFETIME_SECONDS, random=random)
 
 
 async def _service_turn(client: Client, device: Device, pid: int) -> float:

@@ -20,7 +20,6 @@ Rules (tests name them):
 """
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -161,7 +160,7 @@ class Door:
             ttl=ttl,
             random=os.urandom(nonce.RANDOM_SIZE),
         )
-        return _reply(json.dumps({"nonce": made.hex(), "expiresAt": now + ttl}).encode(), JSON_TYPE)
+        return _reply(b'{"nonce": "%s", "expiresAt": %d}' % (made.hex().encode(), now + ttl), JSON_TYPE)
 
     async def _verify(self, request: web.Request) -> web.Response:
         asked = _parameters(request, _AskedAbout)
@@ -297,11 +296,11 @@ def _parameters(request: web.Request, model: type[M]) -> M:
 
 
 def _reply(body: bytes, content_type: str) -> web.Response:
-    return web.Response(body=body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+    return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 def _problem(refused: Refused) -> web.Response:
-    headers = {"Content-Type": problems.CONTENT_TYPE, "Cache-Control": "no-store"}
+    headers = {"Content-Type": problems.CONTENT_TYPE}
     if refused.retry_after is not None:
         headers["Retry-After"] = str(refused.retry_after)
     response = web.Response(status=refused.problem.status, body=refused.body(), headers=headers)
