@@ -4,7 +4,7 @@
 1. The example's C sources are compiled for the ESP32-C3: `thermostat` 1.0.0 and 1.1.0, `doorlock` 1.0.0. One of them is
    compiled twice: the bytes must be the same.
 2. `firmware-pipeline` pushes each as a signed artifact to a real registry that wants a password (`--layout`: to an OCI
-   layout directory, then no Go is needed), inspects and verifies it.
+   layout directory, then no Go is needed), inspects and verifies it; `attest policy generate` makes the policy from that.
 3. A virtual ESP32-C3 with enforced secure boot leaves the factory with thermostat 1.0.0 and the example's bootloader. It
    proves that it runs it (nothing is written), is updated to 1.1.0, becomes a door lock, and proves each.
 4. A proof is the bench's verdict, and the measurement in it must be the one computed here from the compiler's output.
@@ -19,7 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ from flashjob.wire.gateway import Outcome
 from flashjob.wire.pod import Before, Safety
 
 from . import act1
-from .materials import MAKER_SECRET, Materials, dump
+from .materials import MAKER_SECRET, Materials
 from .workplace import Workplace
 
 CHIP: Final = "esp32c3"
@@ -120,6 +120,22 @@ class Shop:
             raise FlashJobError("PipelineFailed", f"{arguments[0]} ended with {done.returncode}", done.stderr.strip())
         return done.stdout.strip().splitlines()
 
+    def generate(self, report: str, *options: str) -> bytes:
+        """Run `attest policy generate` over a report of `inspect --json`; the policy, YAML.
+
+        Raises:
+            FlashJobError: `PipelineFailed`, with its own words.
+        """
+        words = ["policy", "generate", "-", *options]
+        self.say(f"attest {' '.join(words)}")
+        program = Path(sys.executable).with_name("attest")
+        done = subprocess.run(
+            [program, *words], input=report.encode(), env=self._environment, capture_output=True, check=False
+        )
+        if done.returncode:
+            raise FlashJobError("PipelineFailed", f"attest ended with {done.returncode}", done.stderr.decode().strip())
+        return done.stdout
+
     def say(self, command: str) -> None:
         """Show a command as it would be typed in this run's directory."""
         self._console.print(
@@ -149,20 +165,25 @@ def publish(shop: Shop, firmware: Firmware, sequence: int, materials: Materials,
     return pushed
 
 
-def policy(factory: Firmware, materials: Materials) -> dict[str, object]:
-    """What a judge needs to know: the board's bootloader, the factory's application, the maker's and the signer's key."""
+def policy(shop: Shop, pinned: Sequence[str], materials: Materials, directory: Path) -> bytes:
+    """What the judge is told, made from the artifacts: the bootloader of the first one, the applications of all; beside
+    them the maker's key and the signer's.
+
+    Raises:
+        FlashJobError: `PipelineFailed`, with the program's own words.
+    """
     trusted = secure_boot.key_digest(secure_boot.maker_key(MAKER_SECRET.encode()).public_key())
-
-    def listed(data: bytes) -> list[dict[str, object]]:
-        return [{"alg": found.alg, "value": found.value.hex()} for found in measure(data)]
-
-    return {
-        "bootloader": {"measurements": listed((factory.folder / "bootloader.bin").read_bytes())},
-        "application": {"measurements": listed(factory.image.read_bytes())},
-        "authorityHashes": [hashlib.sha512(trusted).hexdigest(), hashlib.sha256(trusted).hexdigest()],
-        "minRootOfTrust": "SignedBoot",
-        "requiredSigners": {"keys": [{"name": "ci", "publicKey": materials.public("signer").read_text()}]},
-    }
+    base, made = directory / "policy.yaml", b""
+    for number, reference in enumerate(pinned):
+        if number:
+            base.write_bytes(made)
+            options = ["--base", str(base)]
+        else:
+            options = ["--with-bootloader", "--signer", f"ci={materials.public('signer')}"]
+            options += ["--authority", hashlib.sha512(trusted).hexdigest()]
+        (report,) = shop.run("inspect", "--json", reference)
+        made = shop.generate(report, *options)
+    return made
 
 
 def board(factory: Firmware, materials: Materials, behaviour: Behaviour | None) -> VirtualDevice:
@@ -240,7 +261,7 @@ async def play(
     trust.write_grant_key(keys.private_from_pem(materials.key("grant").read_bytes()))
     shutil.copy(materials.public("signer"), trust.root / "signers" / "ci.pub")
     shutil.copy(materials.public("release"), trust.root / "release" / "owner.pub")
-    dump(trust.root / "policies" / "field.yaml", policy(builds[0], materials))
+    (trust.root / "policies" / "field.yaml").write_bytes(policy(shop, pinned, materials, directory))
     device = board(builds[0], materials, behaviour)
     await device.start()
     try:

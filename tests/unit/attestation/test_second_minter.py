@@ -6,7 +6,7 @@ Payloads are written by cbor2 and signed by pycose, so that encoder, Sig_structu
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import cbor2
 import pytest
@@ -41,9 +41,9 @@ def signed(payload: object, key: PrivateKey, *, tag: bool) -> bytes:
     return made
 
 
-def evidence(phone: Minted, *, tag: bool = False, **spoiled: Any) -> bytes:
+def evidence(phone: Minted, spoiled: Mapping[str, PrivateKey] | None = None, *, tag: bool = False) -> bytes:
     """What a device with this other implementation would send; `spoiled`: signers to be replaced."""
-    signers = {"first": phone.key("uds"), "second": phone.key("boot"), "token": phone.key("app"), **spoiled}
+    signers = {"first": phone.key("uds"), "second": phone.key("boot"), "token": phone.key("app"), **(spoiled or {})}
     chain = [
         signed(phone.certificate_claims(number), signers[name], tag=False)
         for number, name in enumerate(("first", "second"))
@@ -78,7 +78,7 @@ def test_a_tagged_token_is_accepted(alg: Alg) -> None:
 def test_another_signer_of_any_part_is_not(alg: Alg, part: str) -> None:
     phone = Minted(alg=alg)
     other = Minted(alg=alg, seed=b"another").key("uds")
-    verdict = judged(phone, evidence(phone, **{part: other}))
+    verdict = judged(phone, evidence(phone, {part: other}))
     assert not verdict.accepted
     assert str(verdict.code) == "sig.invalid"
     assert verdict.trail[-1].rule == ("token" if part == "token" else "chain")
