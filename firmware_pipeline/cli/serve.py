@@ -55,7 +55,10 @@ def command(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         typer.echo(server.url)
-        err(f"Serving {cache}, read-only and by digest. Whoever can reach this address can read what it knows to name.")
+        filled = f", filled from {', '.join(origins)}" if origins else ""
+        err(
+            f"Serving {cache}, read-only and by digest{filled}. Whoever can reach this address can read what it knows to name."
+        )
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever(poll_interval=0.2)
 

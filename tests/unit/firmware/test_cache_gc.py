@@ -25,7 +25,6 @@ from tests.unit.firmware.hostile_registry import digest_of
 
 HOUR, DAY = 3600.0, 86400.0
 NOTHING = Limits(max_bytes=0)
-ROOMY = Disk(10**12, 0)
 ENTRIES = st.lists(
     st.builds(Entry, st.integers(0, 40).map(lambda n: f"sha256:{n:064x}"), st.integers(0, 100), st.floats(0, 2 * HOUR)),
     unique_by=lambda entry: entry.digest,

@@ -24,7 +24,6 @@ from tests.unit.firmware.builds import refused
 
 TABLE = default_partitions()
 RAW = build_table(TABLE)
-ROWS = {row.name: row for row in TABLE.partitions}
 
 
 def test_default_table() -> None:
