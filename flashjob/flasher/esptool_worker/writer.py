@@ -18,6 +18,7 @@ _BLOCK_ATTEMPTS: Final = 3
 _BLOCK_SECONDS: Final = 3.0
 _WRITE_SECONDS_PER_BYTE: Final = 40e-6
 _LEVEL: Final = 6
+_SHORT_BLOCKS: Final = 4
 _SAMPLE_BYTES, _SAMPLES, _WORTH_IT = 4096, 8, 0.97
 
 Written = Callable[[int], None]
@@ -59,15 +60,19 @@ class Writer:
         """Write `data` at `offset`, erasing its sectors. Raises RefusedBlock, FatalError (a line that broke)."""
         esp = self._esp
         data += b"\xff" * (-len(data) % 4)
-        packed = zlib.compress(data, _LEVEL) if esp.IS_STUB and _compressible(data) else data
-        if len(packed) < len(data):
+        size = esp.FLASH_WRITE_SIZE
+        padded = -(-len(data) // size) * size  # plain blocks are always full ones, packed ones are not
+        packed = None
+        if esp.IS_STUB and (len(data) <= _SHORT_BLOCKS * size or _compressible(data)):
+            packed = zlib.compress(data, _LEVEL)
+        if packed is not None and len(packed) < padded:
             esp.flash_defl_begin(len(data), len(packed), offset)
             self._send_packed(packed)
         else:
             esp.flash_begin(len(data), offset, logging=False)
             self._send_plain(data)
         if esp.IS_STUB:  # the loader in ROM would start the application
-            esp.flash_finish(reboot=False, timeout=_seconds(2 * esp.FLASH_WRITE_SIZE))
+            esp.flash_finish(reboot=False, timeout=_seconds(2 * size))
 
     def erase(self, offset: int, size: int) -> None:
         """Erase `size` bytes at `offset`, both whole sectors, unless they are."""

@@ -16,6 +16,7 @@ Rules (tests name them):
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,7 @@ from firmware_pipeline.esp import chips, partitions
 from firmware_pipeline.esp.otadata import OTADATA_SIZE, blank_otadata
 from firmware_pipeline.hardware import HardwareFacts
 from firmware_pipeline.plan import PartitionEntry
+from flashjob.errors import FlashJobError
 from flashjob.flasher import slots
 from flashjob.flasher.esptool import Esptool
 from flashjob.flasher.transports.base import Locate, Progress, failure, problem
@@ -150,13 +152,24 @@ class SerialTransport:
     async def probe(self, partition_table_offset: int) -> HardwareFacts:
         """Chip, flash, security, partition table and otadata, through the loader; the port stays held.
 
+        A chip that was found and cannot be written is let run again.
+
         Raises:
-            FlashJobError: PortNotFound, PortBusy, PortSilent, TransportLost, NoUpdateSlot.
+            FlashJobError: PortNotFound, PortBusy, PortSilent, PortVanished, TransportLost, WrongChip,
+                PartitionMismatch, NoUpdateSlot, PreflightFailed.
         """
         await self._stop_application_client()
         tool = Esptool(self._port, baud=self._baud, stub=self._stub, reset=self._reset)
         self._tool = await tool.__aenter__()
         chip, _ = await tool.probe()
+        try:
+            return await self._facts(tool, chip, partition_table_offset)
+        except FlashJobError:
+            with contextlib.suppress(FlashJobError):
+                await self.abandon()
+            raise
+
+    async def _facts(self, tool: Esptool, chip: ChipEvent, partition_table_offset: int) -> HardwareFacts:
         try:
             facts = {"chip_id": chips.by_target(chip.chip).chip_id} | _told(chip)
             if self._info is not None:

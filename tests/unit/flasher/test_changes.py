@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from hypothesis import given
@@ -42,7 +43,7 @@ def test_rule_4_what_is_written_makes_the_flash_right_and_runs_never_meet(
         assert start % SECTOR == 0
         flash[start:end] = whole[start:end]
     assert flash == whole
-    assert all(before[1] < after[0] for before, after in zip(runs, runs[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(runs))
     assert sum(end - start for start, end in runs) <= len(whole)
 
 

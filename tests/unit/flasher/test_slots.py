@@ -75,6 +75,30 @@ def test_rule_2_no_slot_to_write(layout: PartitionTable) -> None:
     assert refused.value.next_step
 
 
+@given(st.integers(0, 1000), st.sampled_from([SlotState.VALID, SlotState.UNDEFINED, SlotState.NEW]))
+def test_rule_2_the_only_slot_is_overwritten_if_permitted_and_selected_anew(seq: int, state: SlotState) -> None:
+    content = data((seq + 1, state))
+    plan = choose(table(1), content, in_place=True)
+    assert plan.index == 0
+    offset, sector = plan.selection(BOOT_ID)
+    number = (offset - plan.otadata.offset) // 4096
+    after = otadata.select(otadata.write_record(content, number, sector[:32]), 1)
+    assert after is not None
+    assert (after.slot, after.record.state, after.record.boot_id, after.sector) == (0, SlotState.NEW, BOOT_ID, number)
+    assert number == 1, "the old choice stays until the new one is whole"
+
+
+def test_rule_2_the_permission_changes_nothing_where_there_is_another_slot() -> None:
+    for content in (otadata.blank_otadata(), data((1, SlotState.VALID)), data((2, SlotState.VALID))):
+        assert choose(TABLE, content, in_place=True) == choose(TABLE, content)
+
+
+def test_rule_2_without_otadata_there_is_no_place_for_a_boot_id() -> None:
+    with pytest.raises(FlashJobError) as refused:
+        choose(check([Partition("factory", 0, 0, 0x10000, 0x10000)]), otadata.blank_otadata(), in_place=True)
+    assert refused.value.reason == "NoUpdateSlot"
+
+
 @given(st.integers(1, 0x1C0000))
 def test_rule_3_the_rest_of_the_last_page_is_erased(size: int) -> None:
     plan = choose(TABLE, otadata.blank_otadata())
