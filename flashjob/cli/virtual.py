@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def virtual(
-    spec: Annotated[Path, typer.Argument(help="What to run: see flashjob/virtual/fleet.py.", metavar="SPEC.json")],
+    spec: Annotated[Path, typer.Argument(help="What to run: see docs/virtual-devices.md.", metavar="SPEC.json")],
 ) -> None:
     """Run virtual devices until Ctrl-C.
 

@@ -110,9 +110,13 @@ class ReplaysEvidence(Behaviour):
 
 @dataclass(slots=True)
 class OtherDevicesEvidence(Behaviour):
-    """Lets another, honest device answer: right nonce, right image, wrong identity."""
+    """Lets another, honest device answer: right nonce, right image, wrong identity.
+
+    `device` names it where the fleet hosts it (see fleet.py), `donor` is it anywhere else.
+    """
 
     donor: Attest | None = None
+    device: str = ""
 
     def evidence(self, nonce: bytes, attest: Attest) -> bytes:
         return attest(nonce) if self.donor is None else self.donor(nonce)

@@ -36,7 +36,7 @@ from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp.image import parse_image
 from firmware_pipeline.esp.signature import find_signatures
 from flashjob.virtual import secure_boot
-from flashjob.virtual.adversaries import make_behaviour
+from flashjob.virtual.adversaries import Behaviour, OtherDevicesEvidence, make_behaviour
 from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.faults import make_fault
 from flashjob.virtual.port import SerialPort
@@ -131,6 +131,8 @@ class Fleet:
             if entry.name in self.devices:
                 raise ValueError(f"two devices are called {entry.name}")
             self.devices[entry.name] = _build(entry, spec, owner, applications)
+        for entry in spec.devices:
+            self.devices[entry.name].behaviour = self._behaviour(entry.behaviour)
 
     async def start(self) -> Ready:
         """Start all devices; returns how to reach them."""
@@ -192,7 +194,7 @@ class Fleet:
             case "clearFaults":
                 device.faults.clear()
             case "behave":
-                device.behave(make_behaviour(request.get("behaviour") or ""))
+                device.behave(self._behaviour(request.get("behaviour") or ""))
             case "provision":
                 kinds = (map(_key, request.get(name) or ()) for name in ("grantKeys", "releaseKeys"))
                 entry = provision(device, Owner(*kinds), str(request.get("batch") or ""))
@@ -200,6 +202,16 @@ class Fleet:
             case _:
                 raise ValueError(f"{verb!r} is no control request")
         return {"ok": True}
+
+    def _behaviour(self, spec: str | dict[str, Any]) -> Behaviour:
+        """As described; a device that lets another one answer is given that one. Raises ValueError if there is none."""
+        behaviour = make_behaviour(spec)
+        if isinstance(behaviour, OtherDevicesEvidence):
+            other = self.devices.get(behaviour.device)
+            if other is None:
+                raise ValueError(f"OtherDevicesEvidence needs the device that answers, and none is {behaviour.device!r}")
+            behaviour.donor = lambda nonce: other.application.evidence(nonce) if other.application else b""
+        return behaviour
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one control connection."""
@@ -233,7 +245,6 @@ def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner, applications: _Appl
         Owner() if entry.virgin else owner,
         link=Path(spec.directory) / entry.name if serial and entry.line == "pty" else None,
         tcp=entry.line if serial and entry.line != "pty" else None,
-        behaviour=make_behaviour(entry.behaviour),
         faults=[make_fault(fault) for fault in entry.faults],
         timing=Timing(entry.simulate_rate, entry.erase_seconds, entry.radio_bytes_per_second, entry.speed),
         locked_loader=entry.locked_loader,

@@ -53,6 +53,8 @@ async def start(tmp_path: Path, *, follow_stdin: bool = False) -> Fleet:
             {"name": "porch-1", "chip": "esp32s3", "app": str(app)},
             {"name": "porch-2", "chip": "esp32s3", "app": str(app), "transport": "network"},
             {"name": "blank", "chip": "esp32", "tier": "SelfReported"},
+            {"name": "lab-1", "chip": "esp32s3", "tier": "SelfReported", "app": str(app), "line": "socket"},
+            {"name": "lab-2", "chip": "esp32s3", "tier": "SelfReported", "app": str(app), "line": "rfc2217"},
         ],
     }
     file = tmp_path / "spec.json"
@@ -93,6 +95,9 @@ async def test_ready_line_says_how_to_reach_and_enrol(fleet: Fleet) -> None:
         assert keys.ueid(keys.from_cose(bytes.fromhex(device["publicKey"]))).hex() == device["ueid"]
         assert (info.version, info.chip_revision, info.flash_size) == ("1.0.0", device["revision"], device["flashSize"])
     assert fleet.devices["blank"]["chip"] == "esp32"
+    assert fleet.devices["lab-1"]["tty"].startswith("socket://127.0.0.1:")
+    assert fleet.devices["lab-2"]["tty"].startswith("rfc2217://127.0.0.1:")
+    assert fleet.devices["lab-2"]["link"] == ""
 
 
 async def test_control_counts_resets_and_injects(fleet: Fleet) -> None:
@@ -109,6 +114,8 @@ async def test_control_counts_resets_and_injects(fleet: Fleet) -> None:
     fault = {"kind": "CablePulled", "percent": 30}
     assert await fleet.ask(do="fault", device="porch-1", fault=fault) == {"ok": True}
     assert await fleet.ask(do="behave", device="porch-2", behaviour="RunsOldImage") == {"ok": True}
+    lends = {"kind": "OtherDevicesEvidence", "device": "porch-1"}
+    assert await fleet.ask(do="behave", device="porch-2", behaviour=lends) == {"ok": True}
     loses = {"kind": "LosesConfirm", "times": 3}
     assert await fleet.ask(do="behave", device="porch-2", behaviour=loses) == {"ok": True}
 
@@ -122,6 +129,8 @@ async def test_wrong_control_requests_are_answered_with_an_error(fleet: Fleet) -
         {"do": "behave", "device": "porch-1", "behaviour": "Nice"},
         {"do": "behave", "device": "porch-1", "behaviour": {"kind": "LosesConfirm", "often": 3}},
         {"do": "behave", "device": "porch-1"},
+        {"do": "behave", "device": "porch-1", "behaviour": "OtherDevicesEvidence"},
+        {"do": "behave", "device": "porch-1", "behaviour": {"kind": "ReplaysEvidence", "first": "x"}},
     ]
     for request in wrong:
         assert set(await fleet.ask(**request)) == {"error"}, request
