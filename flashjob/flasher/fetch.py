@@ -9,19 +9,21 @@ Rules (tests name them):
    compared with its digest like the registry's own. A mirror that fails is passed over.
 3. A registry that cannot be reached, and a digest it does not know, are reasons of their own.
 4. A pod fetches each target once, in a thread, and waits for it no longer than each assignment's fetch_seconds.
+5. A delta starts from an artifact that the device was proven to run. Whatever keeps it from being made is no failure.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
 from pathlib import Path
 from threading import Thread
-from typing import Final
+from typing import Final, TypeVar
 
+from attestation.device_protocol import Info
 from firmware_pipeline import api
 from firmware_pipeline.cache import BlobCache
 from firmware_pipeline.cached_store import CachedStore, MirroredStore, mirror_store
@@ -29,14 +31,17 @@ from firmware_pipeline.credentials import load_credentials
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.store import ArtifactStore, Progress
 from flashjob.errors import FlashJobError
+from flashjob.flasher import delta
+from flashjob.flasher.delta import Delta
 from flashjob.flasher.run import Firmware
 from flashjob.flasher.transports.base import problem
 from flashjob.pipeline_reasons import artifact_error
 from flashjob.wire import pod
-from flashjob.wire.pod import Assignment
+from flashjob.wire.pod import Assignment, Base
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
 
+_T = TypeVar("_T")
 log: Final = logging.getLogger(__name__)
 
 
@@ -89,12 +94,27 @@ def fetch(store: ArtifactStore, target: Target, work_dir: Path, progress: Progre
         raise artifact_error(error) from error
 
 
+def _in_thread(work: Callable[[], _T]) -> Future[_T]:
+    """In a thread that nobody waits for at the end: a registry that hangs does not keep the pod from ending."""
+    done: Future[_T] = Future()
+
+    def carry_out() -> None:
+        try:
+            done.set_result(work())
+        except (FlashJobError, PipelineError, OSError, ValueError) as error:
+            done.set_exception(error)
+
+    Thread(target=copy_context().run, args=(carry_out,), name="fetch", daemon=True).start()
+    return done
+
+
 class Fetcher:
     """Fetches each target once, however many devices of the pod want it (rule 4)."""
 
     def __init__(self, work_dir: Path, environment: Mapping[str, str]) -> None:
         self._work_dir, self._environment = work_dir, environment
         self._running: dict[str, asyncio.Future[Firmware]] = {}
+        self._deltas: dict[tuple[str, str], Future[tuple[frozenset[tuple[int, bytes]], bytes] | None]] = {}
 
     async def get(self, assignment: Assignment) -> Firmware:
         """The firmware of an assignment. Raises FlashJobError; FetchTimeout after the assignment's fetch_seconds."""
@@ -109,24 +129,50 @@ class Fetcher:
             raise problem(Reason.FETCH_TIMEOUT, f"{target.repository}: not fetched after {seconds} s") from error
 
     def _begin(self, target: Target) -> Future[Firmware]:
-        """In a thread that nobody waits for at the end: a registry that hangs does not keep the pod from ending."""
-        done: Future[Firmware] = Future()
+        return _in_thread(lambda: self._fetch(target))
 
-        def work() -> None:
-            try:
-                done.set_result(self._fetch(target))
-            except (FlashJobError, OSError, ValueError) as error:
-                done.set_exception(error)
+    async def delta(self, assignment: Assignment, info: Info) -> Delta | None:
+        """A delta to the target from what the device says that it runs (rule 5); made once for all that run the same."""
+        base, target = assignment.base, assignment.target
+        if base is None or not delta.available():
+            return None
+        key = (base.index_digest, target.manifest_digest)
+        making = self._deltas.get(key)
+        if making is None:
+            making = _in_thread(lambda: self._delta(base, target))
+            self._deltas[key] = making
+        try:
+            async with asyncio.timeout(assignment.timeouts.fetch_seconds):
+                made = await asyncio.shield(asyncio.wrap_future(making))
+        except (FlashJobError, PipelineError, OSError, ValueError) as error:
+            log.warning("no delta: %s", error)
+            return None
+        runs = (info.measurement.alg, info.measurement.value)
+        if made is None or runs not in made[0]:
+            log.info("no delta: %s", "it does not pay" if made is None else "the device runs another image")
+            return None
+        return Delta(runs, made[1])
 
-        Thread(target=copy_context().run, args=(work,), name="fetch", daemon=True).start()
-        return done
+    def _delta(self, base: Base, target: Target) -> tuple[frozenset[tuple[int, bytes]], bytes] | None:
+        store = self._store(base.repository, base.index_digest, target.plain_http)
+        near = nearest(store, target, self._environment.get(pod.ENV_CACHE_DIR), None)
+        chip = api.open_chip(near, base.index_digest, target.chip)
+        old = self._work_dir / f"{chip.app.descriptor.digest.removeprefix('sha256:')}.bin"
+        api.fetch_layer(near, chip.app, old)
+        new = self._work_dir / f"{target.image_digest.removeprefix('sha256:')}.bin"
+        payload = delta.make(old.read_bytes(), new.read_bytes())
+        known = frozenset((m.alg, bytes.fromhex(m.value)) for m in chip.config.measurements)
+        return (known, payload) if payload is not None else None
 
-    def _fetch(self, target: Target) -> Firmware:
+    def _store(self, repository: str, digest: str, plain_http: bool) -> ArtifactStore:
         try:
             credentials = load_credentials(self._environment)
-            options = api.ClientOptions(credentials=credentials, plain_http=target.plain_http)
-            store = api.open_store(f"{target.repository}@{target.index_digest}", options)
+            options = api.ClientOptions(credentials=credentials, plain_http=plain_http)
+            return api.open_store(f"{repository}@{digest}", options)
         except PipelineError as error:
             raise FlashJobError(Reason.REGISTRY_UNAUTHORIZED.value, error.message, error.next_step) from error
+
+    def _fetch(self, target: Target) -> Firmware:
+        store = self._store(target.repository, target.index_digest, target.plain_http)
         near = nearest(store, target, self._environment.get(pod.ENV_CACHE_DIR), self._environment.get(pod.ENV_MIRROR))
         return fetch(near, target, self._work_dir)

@@ -125,7 +125,7 @@ async def _carry_out(settings: Settings, environment: Mapping[str, str]) -> list
     fetcher = Fetcher(settings.work_dir, environment)
     async with GatewayClient(settings.gateway_url, settings.token_file, settings.ca_file) as gateway:
         ways = partial(_transport, settings)
-        pod = Pod(settings.assignments.items, fetcher.get, gateway.judge, ways)
+        pod = Pod(settings.assignments.items, fetcher.get, gateway.judge, ways, delta=fetcher.delta)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, pod.stop)

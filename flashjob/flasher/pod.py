@@ -16,9 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
+from attestation.device_protocol import Info
 from flashjob.errors import FlashJobError
+from flashjob.flasher.delta import Delta
 from flashjob.flasher.judge import Judge
 from flashjob.flasher.run import PROGRESS_SECONDS, PROVING, Attempt, Firmware
 from flashjob.flasher.tail import Tail
@@ -43,6 +46,7 @@ class Pod:
         fetch: gets an assignment's firmware; raises FlashJobError.
         judge: the judge of a task, by its name.
         transport: the way to an assignment's device; raises FlashJobError.
+        delta: makes an assignment's delta, where it can; never raises.
         grace: rule 2, seconds.
     """
 
@@ -53,9 +57,11 @@ class Pod:
         judge: Callable[[str], Judge],
         transport: Callable[[Assignment], Transport],
         *,
+        delta: Callable[[Assignment, Info], Awaitable[Delta | None]] | None = None,
         grace: float = STOP_SECONDS,
     ) -> None:
         self._fetch, self._judge, self._transport, self._grace = fetch, judge, transport, grace
+        self._delta = delta
         pause = max(PROGRESS_SECONDS, len(assignments) / _WORDS_A_SECOND)
         self._seats = [_Seat(self, item, judge(item.task), pause) for item in assignments]
 
@@ -77,7 +83,10 @@ class Pod:
         """The attempt, ready to run. Raises FlashJobError."""
         await judge.progress(Progress(attempt=assignment.attempt, stage=Stage.FETCHING))
         firmware = await self._fetch(assignment)
-        return Attempt(assignment, firmware, self._transport(assignment), judge, progress_seconds=pause, tail=tail)
+        maker = partial(self._delta, assignment) if self._delta is not None else None
+        return Attempt(
+            assignment, firmware, self._transport(assignment), judge, delta=maker, progress_seconds=pause, tail=tail
+        )
 
 
 class _Seat:

@@ -15,31 +15,36 @@ Rules (tests name them):
 5. Every wait has a bound from the assignment's timeouts, and every bound a reason.
 6. An answer to the confirm grant that was lost is asked for again with the same grant: the device answers equally.
 7. Whatever happens, port and connection are released and the result is reported, the stage it ended in included.
+8. A device that can apply deltas is offered one from what it runs, where that image is known; what refuses or forgets
+   it gets the whole image.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from attestation.device_protocol import Info, Verb
+from attestation.device_protocol import Flag, Info, Verb
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
 from firmware_pipeline.hardware import HardwareFacts
 from flashjob.errors import FlashJobError
 from flashjob.flasher import preflight
+from flashjob.flasher.delta import Delta
 from flashjob.flasher.judge import Judge
 from flashjob.flasher.tail import Tail
 from flashjob.flasher.transports.base import PermitSpent, Transport, problem
 from flashjob.wire.gateway import (
     ConfirmRequest,
+    DeltaOffer,
     DeviceResult,
     EvidenceRequest,
     HardwareReport,
@@ -54,6 +59,7 @@ from flashjob.wire.gateway import (
 )
 from flashjob.wire.pod import Assignment, Before
 from flashjob.wire.reasons import Reason
+from flashjob.wire.target import Measurement
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +85,9 @@ Listener = Callable[[Stage, int, int], None]
 """Called with (stage, done, total) at every change: for a progress bar beside the judge's own."""
 
 
+DeltaMaker = Callable[[Info], Awaitable[Delta | None]]
+
+
 class Attempt:
     """One attempt; `run` it once.
 
@@ -88,6 +97,7 @@ class Attempt:
         transport: the way to the device; closed at the end.
         judge: decides.
         listener: sees every stage and progress.
+        delta: makes a delta from what the device says that it runs, where it can; never raises.
         progress_seconds: the judge is told progress at most that often.
         tail: keeps its log for the result.
     """
@@ -100,12 +110,15 @@ class Attempt:
         judge: Judge,
         listener: Listener = lambda _stage, _done, _total: None,
         *,
+        delta: DeltaMaker | None = None,
         progress_seconds: float = PROGRESS_SECONDS,
         tail: Tail | None = None,
     ) -> None:
         self._task, self._firmware = assignment, firmware
         self._transport, self._judge, self._listener = transport, judge, listener
         self._tail = tail
+        self._delta_maker = delta
+        self._delta: Delta | None = None
         self.stage = Stage.PREFLIGHT
         """Where it is."""
         self.stopped: DeviceResult | None = None
@@ -155,6 +168,7 @@ class Attempt:
             runs_target = info is not None and _runs_target(info, task)
             if not runs_target:
                 await self._preflight(info)
+            self._delta = await self._make_delta(info)
             permit = await self._permit(evidence)
             if permit.decision is PermitDecision.WRITE and runs_target:
                 await self._preflight(info)
@@ -221,6 +235,7 @@ class Attempt:
                     evidence=evidence,
                     device_nonce=await self._transport.install_nonce(),
                     release=self._firmware.release,
+                    delta=_offer(self._delta),
                 )
             )
         except FlashJobError:
@@ -231,16 +246,30 @@ class Attempt:
             await self._abandon()
         return permit
 
+    async def _make_delta(self, info: Info | None) -> Delta | None:
+        """Rule 8."""
+        if self._delta_maker is None or info is None or Flag.DELTA not in info.flags or _runs_target(info, self._task):
+            return None
+        return await self._delta_maker(info)
+
     async def _write(self, permit: PermitReply) -> None:
         async with self._in(Stage.WRITING):
             for again in range(_PERMITS):
+                payload = self._delta.payload if self._delta is not None and permit.delta else self._firmware.image
                 try:
-                    await self._transport.write(self._firmware.image, permit, self._progress)
+                    await self._transport.write(payload, permit, self._progress)
                     return
                 except PermitSpent as error:
                     log.warning("the device forgot its permit: %s", error.message)
                     if again == _PERMITS - 1:
                         raise
+                    self._delta = None
+                    permit = await self._permit(None)
+                except FlashJobError as error:
+                    if error.reason != Reason.DEVICE_REFUSED or not permit.delta:
+                        raise
+                    log.warning("the delta was refused, the whole image follows: %s", error.message)
+                    self._delta = None
                     permit = await self._permit(None)
 
     async def _prove(self) -> VerdictReply:
@@ -349,6 +378,17 @@ def _left_behind(stage: Stage) -> str:
     if stage in PROVING:
         return "the image is written, but not proven; the device goes back by itself unless it is confirmed in time"
     return "nothing was written"
+
+
+def _offer(delta: Delta | None) -> DeltaOffer | None:
+    if delta is None:
+        return None
+    alg, value = delta.base
+    return DeltaOffer(
+        base=Measurement(scheme="esp-image", alg=alg, value=value.hex()),
+        sha256=hashlib.sha256(delta.payload).hexdigest(),
+        size=len(delta.payload),
+    )
 
 
 def _runs_target(info: Info, task: Assignment) -> bool:

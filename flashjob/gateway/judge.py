@@ -27,6 +27,8 @@ Rules (tests name them):
 12. A root of trust below the policy's minimum is recorded as BelowPolicy, whatever else was proven.
 13. What time alone explains (an expired nonce, a slot still PENDING, a reset before the confirm) leaves no verdict: the
     attempt failed and may be made again. Every other rejection of evidence is a verdict.
+14. A delta is granted only from the measurement that was attested just before; else the grant is for the image. What the
+    device makes of it is judged like any image: by the result.
 """
 
 import hashlib
@@ -41,6 +43,7 @@ from attestation.statement import Digest
 from flashjob.errors import FlashJobError
 from flashjob.wire.gateway import (
     ConfirmRequest,
+    DeltaOffer,
     EvidenceReply,
     EvidenceRequest,
     NonceReply,
@@ -55,7 +58,7 @@ from flashjob.wire.gateway import (
 from flashjob.wire.pod import Before, TransportKind
 from flashjob.wire.reasons import Reason
 
-from .case import Case, Keys, PermitRecord, nonce_mark
+from .case import Case, Keys, PermitRecord, as_measurement, nonce_mark
 
 _INSTALLED: Final = frozenset({SlotState.PENDING, SlotState.VALID})
 _VALID: Final = frozenset({SlotState.VALID})
@@ -191,12 +194,16 @@ def permit(
         fence=max(case.lease_transitions, seen.stored_fence + 1 if seen else 0),
         at=at,
     )
+    delta = _delta(request, seen)
     reply = PermitReply(
         decision=PermitDecision.WRITE,
         grant_id=record.grant_id,
         fence=record.fence,
         write_seconds=case.timeouts.write_seconds,
-        install_grant=_install_grant(case, record, request, keys) if case.transport is TransportKind.NETWORK else None,
+        install_grant=(
+            _install_grant(case, record, request, keys, delta) if case.transport is TransportKind.NETWORK else None
+        ),
+        delta=delta is not None,
     )
     ran = (seen.application, seen.version) if seen and not case.permits else None
     return reply, Addition(permit=None if case.permit else record, used_nonces=marks, before=ran)
@@ -401,7 +408,15 @@ def _versions(case: Case, seen: verifier.DeviceClaims | None) -> None:
         )
 
 
-def _install_grant(case: Case, record: PermitRecord, request: PermitRequest, keys: Keys) -> bytes:
+def _delta(request: PermitRequest, seen: verifier.DeviceClaims | None) -> DeltaOffer | None:
+    """Rule 14."""
+    offer = request.delta
+    return offer if offer is not None and seen is not None and as_measurement(offer.base) == seen.measurement else None
+
+
+def _install_grant(
+    case: Case, record: PermitRecord, request: PermitRequest, keys: Keys, delta: DeltaOffer | None
+) -> bytes:
     if request.device_nonce is None or request.release is None:
         raise Refused(
             Reason.DEVICE_REFUSED, "a permit over the network needs the device's install nonce", retryable=True
@@ -415,8 +430,12 @@ def _install_grant(case: Case, record: PermitRecord, request: PermitRequest, key
         grant_id=bytes.fromhex(record.grant_id),
         fence=record.fence,
         result=Digest.model_validate({"alg": result.alg, "value": result.value}),
-        payload_sha256=bytes.fromhex(target.image_digest.removeprefix("sha256:")),
-        payload_size=target.image_size,
+        payload_sha256=bytes.fromhex(delta.sha256 if delta else target.image_digest.removeprefix("sha256:")),
+        payload_size=delta.size if delta else target.image_size,
+        payload_format=grants.PayloadFormat.ESP_DELTA if delta else grants.PayloadFormat.RAW,
+        base=(
+            Digest.model_validate({"alg": delta.base.alg, "value": bytes.fromhex(delta.base.value)}) if delta else None
+        ),
         release=request.release,
         confirm_seconds=case.timeouts.confirm_seconds,
         allow_downgrade=True if case.safety.allow_downgrade else None,

@@ -29,10 +29,10 @@ from flashjob.planning.batches import name as batch_name
 from flashjob.planning.clock import micro, stamp
 from flashjob.planning.decisions import Decisions, NewTask, Patch, Start
 from flashjob.planning.names import job_label, pod_name
-from flashjob.planning.state import Job, Pod
+from flashjob.planning.state import Device, Job, Pod
 from flashjob.planning.timeouts import active_deadline_seconds
 from flashjob.wire.lock import Holder
-from flashjob.wire.pod import LABEL_JOB, Assignment, Assignments, TransportKind
+from flashjob.wire.pod import LABEL_JOB, Assignment, Assignments, Base, TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.workloads.pod import Owner, Placement, PodSettings, build_pod, owner_reference
 
@@ -345,11 +345,19 @@ def _assignment(start: Start) -> Assignment:
         address=start.connection.address,
         mac=device.hardware.mac if serial and device.hardware else None,
         target=task.target,
+        base=None if serial else _base(device),
         before=task.before,
         permitted_before=start.permitted_before,
         timeouts=task.timeouts,
         safety=task.safety,
     )
+
+
+def _base(device: Device) -> Base | None:
+    known = device.status.firmware
+    if known is None or not known.repository or known.digest is None:
+        return None
+    return Base(repository=known.repository, index_digest=known.digest)
 
 
 def _lease_object(lease: locks.DeviceLease) -> Obj:

@@ -41,7 +41,7 @@ from attestation.keys import PublicKey
 from firmware_pipeline.esp import otadata
 from firmware_pipeline.esp.otadata import SlotState
 from firmware_pipeline.esp.partitions import Partition
-from flashjob.virtual import bootloader
+from flashjob.virtual import bootloader, delta
 from flashjob.virtual.adversaries import Behaviour
 from flashjob.virtual.bootloader import BootResult
 from flashjob.virtual.flash import Flash, FlashIOError
@@ -170,6 +170,8 @@ class Application:
         """What the device says about itself."""
         boot, hardware = self.boot, self._hardware
         flags = hardware.fuses.flags | Flag.ROLLBACK
+        if delta.available():
+            flags |= Flag.DELTA
         if hardware.anti_rollback:
             flags |= Flag.ANTI_ROLLBACK
         target = self._target_slot()
@@ -325,8 +327,8 @@ class Application:
             raise Refusal(ErrorCode.SECURE_VERSION, f"the eFuse counter is at {hardware.fuses.secure_version}")
         if released.sequence < nvs.sequence and not grant.allow_downgrade:
             raise Refusal(ErrorCode.SEQUENCE, f"sequence {released.sequence}, stored is {nvs.sequence}")
-        if grant.base is not None:
-            raise Refusal(ErrorCode.BASE, "this firmware applies no deltas: send the raw image")
+        if grant.base is not None and (grant.base != self.boot.measurement or not delta.available()):
+            raise Refusal(ErrorCode.BASE, f"the delta starts from {grant.base}: send the raw image")
         if statement.kid not in self._owner.release_keys:
             raise Refusal(ErrorCode.UNKNOWN_KEY, f"release key {statement.kid.hex()}")
         self._check_signature(signed)
@@ -341,7 +343,13 @@ class Application:
             self._install.live = False
         self._upload = None
         self._install = Installation(
-            grant, released.sequence, slot, flash=self._flash, hardware=hardware, table=self.boot.table
+            grant,
+            released.sequence,
+            slot,
+            flash=self._flash,
+            hardware=hardware,
+            table=self.boot.table,
+            running=self.boot.slot,
         )
         self.state = State.RECEIVING
         return Reply(200, dumps({17: 0, 18: grant.grant_id}))

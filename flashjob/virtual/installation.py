@@ -9,6 +9,7 @@ Rules (tests name them):
    (12); measured and compared with the granted result (11). Then the rest of the last flash page is erased, and the
    slot is selected as NEW under the boot id, which is the grant id.
 3. Any failure leaves the choice of the boot slot untouched and erases the slot's first sector.
+4. A delta is kept until its last byte, then applied to what runs; what comes out is written and judged as any image.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from __future__ import annotations
 import hashlib
 
 from attestation.device_protocol import ErrorCode
-from attestation.grants import InstallGrant
+from attestation.grants import InstallGrant, PayloadFormat
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp import otadata
 from firmware_pipeline.esp.otadata import SlotState
 from firmware_pipeline.esp.partitions import Partition, PartitionTable
-from flashjob.virtual import bootloader
+from flashjob.virtual import bootloader, delta
 from flashjob.virtual.bootloader import BootError
 from flashjob.virtual.flash import SECTOR, Flash, FlashIOError
 from flashjob.virtual.profile import Hardware
@@ -35,6 +36,7 @@ class Installation:
         grant: what was granted.
         sequence: of its release statement.
         slot: the inactive slot that is written.
+        running: the slot that runs: what a delta starts from.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Installation:
         flash: Flash,
         hardware: Hardware,
         table: PartitionTable,
+        running: Partition,
     ) -> None:
         self.grant = grant
         self.sequence = sequence
@@ -56,6 +59,9 @@ class Installation:
         """False once another grant took over, it was cancelled, or it ended."""
         self._flash, self._hardware, self._table = flash, hardware, table
         self._hash = hashlib.sha256()
+        self._running = running
+        self._delta = bytearray() if grant.payload_format is PayloadFormat.ESP_DELTA else None
+        self._written = 0
 
     @property
     def missing(self) -> int:
@@ -68,20 +74,40 @@ class Installation:
             raise Refusal(ErrorCode.STATE, "another grant took over")
         if len(chunk) > self.missing:
             raise Refusal(ErrorCode.TOO_LARGE, f"{self.missing} bytes are missing, {len(chunk)} came")
-        rest = memoryview(chunk)
         try:
-            while rest:
-                at = self.slot.offset + self.offset
-                room = SECTOR - self.offset % SECTOR
-                if room == SECTOR:
-                    self._flash.erase(at, SECTOR)
-                piece = bytes(rest[:room])
-                self._flash.program(at, piece)
-                self._hash.update(piece)
-                self.offset += len(piece)
-                rest = rest[room:]
+            if self._delta is not None:
+                self._hash.update(chunk)
+                self._delta += chunk
+                self.offset += len(chunk)
+            else:
+                self._write(chunk)
         except FlashIOError as error:
             raise Refusal(ErrorCode.FLASH_IO, str(error)) from error
+
+    def _write(self, chunk: bytes) -> None:
+        """The image's next bytes; of a raw payload they are the payload's."""
+        rest = memoryview(chunk)
+        while rest:
+            at = self.slot.offset + self._written
+            room = SECTOR - self._written % SECTOR
+            if room == SECTOR:
+                self._flash.erase(at, SECTOR)
+            piece = bytes(rest[:room])
+            self._flash.program(at, piece)
+            self._written += len(piece)
+            if self._delta is None:
+                self._hash.update(piece)
+                self.offset += len(piece)
+            rest = rest[room:]
+
+    def _apply(self, patch: bytes) -> None:
+        """Rule 4."""
+        try:
+            base = self._flash.read(self._running.offset, self._running.size)
+            hash_of_base = bootloader.verify_image(base, self._hardware).appended_hash
+            self._write(delta.apply(base, hash_of_base, patch, self.slot.size))
+        except (PipelineError, BootError, ValueError) as error:
+            raise Refusal(ErrorCode.IMAGE_OR_CHIP, f"delta: {error}") from error
 
     def complete(self) -> None:
         """Verify the slot and select it for the next boot (rule 2). Raises Refusal; `abandon` follows then."""
@@ -111,14 +137,16 @@ class Installation:
         grant, slot, flash = self.grant, self.slot, self._flash
         if self._hash.digest() != grant.payload_sha256:
             raise Refusal(ErrorCode.DIGEST, "the payload is not the granted one")
+        if self._delta is not None:
+            self._apply(bytes(self._delta))
         try:
             info = bootloader.verify_image(flash.read(slot.offset, slot.size), self._hardware)
         except (PipelineError, BootError) as error:
             raise Refusal(ErrorCode.IMAGE_OR_CHIP, error.message) from error
         if bootloader.measure(flash, slot, info, grant.result.alg) != grant.result:
             raise Refusal(ErrorCode.DIGEST, "the image in the slot is not the granted one")
-        written = _round_up(grant.payload_size, SECTOR)
-        page_end = min(slot.size, _round_up(grant.payload_size, info.mmu_page_size))
+        written = _round_up(self._written, SECTOR)
+        page_end = min(slot.size, _round_up(self._written, info.mmu_page_size))
         if page_end > written:
             flash.erase(slot.offset + written, page_end - written)
 

@@ -19,8 +19,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import Blob, GrantId, ReasonCode, WireModel
+from .base import Blob, GrantId, Hex, ReasonCode, WireModel
 from .pod import MAX_DEVICES
+from .target import Measurement
 
 LOG_LIMIT = 2048
 """Characters of an attempt's log in its result."""
@@ -68,6 +69,14 @@ class NonceReply(WireModel):
     ttl_seconds: Annotated[int, Field(ge=1, le=3600)]
 
 
+class DeltaOffer(WireModel):
+    """A payload that turns what the device runs into the target's image."""
+
+    base: Measurement
+    sha256: Annotated[Hex, Field(min_length=64, max_length=64, description="Of the payload.")]
+    size: Annotated[int, Field(gt=0, le=64 * 1024 * 1024, description="Bytes of the payload.")]
+
+
 class PermitRequest(WireModel):
     """Asked just before byte 1. On the network it carries the device's install nonce, so that the reply can carry a grant."""
 
@@ -81,6 +90,7 @@ class PermitRequest(WireModel):
         Field(min_length=16, max_length=16, description="Network: from POST /fj/1/nonce, verb install."),
     ] = None
     release: Annotated[Blob | None, Field(max_length=4096, description="The release statement, as fetched.")] = None
+    delta: Annotated[DeltaOffer | None, Field(description="What the pod would send instead of the image.")] = None
 
 
 class PermitDecision(StrEnum):
@@ -101,6 +111,7 @@ class PermitReply(WireModel):
     fence: Annotated[int, Field(ge=0)] = 0
     write_seconds: Annotated[int, Field(ge=1, description="Serial: kill the writer after this many seconds.")] = 300
     install_grant: Annotated[Blob | None, Field(max_length=2048)] = None
+    delta: Annotated[bool, Field(description="The grant is for the offered delta, not for the image.")] = False
 
 
 class EvidenceRequest(WireModel):

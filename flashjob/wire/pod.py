@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from .base import DeviceId, WireModel
+from .base import DeviceId, Digest, WireModel
 from .target import Target
 
 ENV_ASSIGNMENTS: Final = "FLASHJOB_ASSIGNMENTS"
@@ -123,6 +123,13 @@ class AssignmentRef(WireModel):
     attempt: Annotated[int, Field(ge=1, le=100)]
 
 
+class Base(WireModel):
+    """The artifact that the device was last proven to run: what a delta may start from."""
+
+    repository: Annotated[str, Field(min_length=1, max_length=512)]
+    index_digest: Digest
+
+
 class Assignment(WireModel):
     """One attempt at one device, as told to the pod."""
 
@@ -137,6 +144,7 @@ class Assignment(WireModel):
         Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", description="eFuse MAC the serial device must have."),
     ] = None
     target: Target
+    base: Base | None = None
     before: Before = Before.IDENTITY
     permitted_before: Annotated[
         bool,
