@@ -76,7 +76,9 @@ async def flash_one(
     trust = TrustDirectory(wish.trust)
     with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
         transport: Transport = (
-            SerialTransport(wish.port, Path(folder), baud=wish.baud) if wish.port else NetworkTransport(wish.host or "")
+            SerialTransport(wish.port, Path(folder), baud=wish.baud, in_place=wish.safety.allow_in_place)
+            if wish.port
+            else NetworkTransport(wish.host or "")
         )
         try:
             device_id, chip = await _who(wish, transport)

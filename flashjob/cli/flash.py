@@ -4,6 +4,7 @@
 import asyncio
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,12 @@ from flashjob.wire.reasons import Reason, known
 from .main import show
 
 app = typer.Typer(add_completion=False)
+_HEX = re.compile(r"([0-9a-f]{2}){1,64}")
+_STOPPED = FlashJobError(
+    Reason.STOPPED,
+    "stopped by hand: the slot that ran was not touched unless --allow-in-place was given; another one may be half written",
+    "run the same command again: it looks at the device first, and goes on from there",
+)
 
 
 def default_trust() -> Path:
@@ -41,13 +48,22 @@ def flash(
     port: Annotated[str | None, typer.Option(help="Serial port of the device.")] = None,
     host: Annotated[str | None, typer.Option(help="Network address of the device, HOST:PORT.")] = None,
     trust: Annotated[Path | None, typer.Option(help="Trust directory; default $XDG_DATA_HOME/flashjob/trust.")] = None,
-    device: Annotated[str | None, typer.Option(help="Device id; needed where the device cannot say it.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device id in hex; needed where the device cannot say it.")] = None,
     chip: Annotated[str | None, typer.Option(help="Chip; needed with --before None.")] = None,
     before: Annotated[Before, typer.Option(help="What the device proves before the first byte.")] = Before.IDENTITY,
     allow_downgrade: Annotated[bool, typer.Option(help="Permit an older release.")] = False,
     allow_security_version_burn: Annotated[bool, typer.Option(help="Permit burning the eFuse counter.")] = False,
+    allow_in_place: Annotated[
+        bool, typer.Option(help="Serial: permit to overwrite the only slot; a failure leaves nothing to boot.")
+    ] = False,
+    allow_without_rollback: Annotated[
+        bool, typer.Option(help="Permit a bootloader that does not go back from a bad image.")
+    ] = False,
+    from_version: Annotated[
+        list[str] | None, typer.Option(help="Only if the device runs this version; repeatable.")
+    ] = None,
     plain_http: Annotated[bool, typer.Option(help="Speak to the registry without TLS.")] = False,
-    baud: Annotated[int, typer.Option(help="Line rate of the transfer.")] = 460_800,
+    baud: Annotated[int, typer.Option(min=9600, max=4_000_000, help="Line rate of the transfer.")] = 460_800,
     evidence_dir: Annotated[
         Path | None, typer.Option(help="Keep the evidence of the verdict here, signed: see attest reappraise.")
     ] = None,
@@ -56,34 +72,49 @@ def flash(
     """Fetch, verify the signature, preflight, write, reboot, attest, confirm: then a verdict, and only then.
 
     Exit codes: 0 proven (or already running, proven); 1 failed; 2 usage; 3 refused before the first byte;
-    4 written, but not provable at the demanded root of trust.
+    4 written, but not provable at the demanded root of trust; 130 stopped by Ctrl-C.
 
-    --json: {"error", "result", "verdict"}. An error says that nothing was begun; else there is a result, and a verdict
-    if the attempt came to one.
+    --json: {"error", "result", "verdict"}. An error says that nothing was begun, or that it was stopped; else there is
+    a result, and a verdict if the attempt came to one.
     """
     if (port is None) == (host is None):
         raise typer.BadParameter("give exactly one of --port and --host")
+    if device is not None and not _HEX.fullmatch(device):
+        raise typer.BadParameter(f"--device {device!r} is no device id: an even number of lower-case hex digits")
+    if not all(0 < len(version) <= 32 for version in from_version or ()):
+        raise typer.BadParameter("--from-version: a version has 1 to 32 characters")
     wish = Wish(
         reference, port, host, trust or default_trust(), device, chip, before,
-        Safety(allow_downgrade=allow_downgrade, allow_security_version_burn=allow_security_version_burn),
+        Safety(
+            allow_downgrade=allow_downgrade, allow_security_version_burn=allow_security_version_burn,
+            allow_in_place=allow_in_place, allow_without_rollback=allow_without_rollback,
+            from_versions=tuple(from_version or ()),
+        ),
         plain_http, baud, evidence_dir,
     )  # fmt: skip
     console = Console(stderr=as_json)
     try:
         result, verdict = asyncio.run(flash_one(wish, console))
     except (FlashJobError, PipelineError, Reject) as error:
-        refusal = _refusal(error, wish)
-        show(Console(stderr=True), refusal)
-        if as_json:
-            why = {"reason": str(refusal.reason), "message": refusal.message, "nextStep": refusal.next_step}
-            typer.echo(json.dumps({"error": why, "result": None, "verdict": None}, sort_keys=True))
+        _say(_refusal(error, wish), as_json)
         raise typer.Exit(ExitCode.REFUSED) from error
+    except KeyboardInterrupt:
+        _say(_STOPPED, as_json)
+        raise
     if as_json:
         body: dict[str, Any] = {"error": None, "result": result.dump(), "verdict": verdict.dump() if verdict else None}
         typer.echo(json.dumps(body, sort_keys=True))
     else:
         _print(console, result, verdict)
     raise typer.Exit(int(exit_code(result, verdict)))
+
+
+def _say(error: FlashJobError, as_json: bool) -> None:
+    """To people on the error stream, and to a script as its one object."""
+    show(Console(stderr=True), error)
+    if as_json:
+        why = {"reason": str(error.reason), "message": error.message, "nextStep": error.next_step}
+        typer.echo(json.dumps({"error": why, "result": None, "verdict": None}, sort_keys=True))
 
 
 def _refusal(error: FlashJobError | PipelineError | Reject, wish: Wish) -> FlashJobError:

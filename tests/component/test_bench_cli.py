@@ -7,6 +7,8 @@ What goes wrong with artifacts, lines and lying devices is in test_bench_faults.
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -275,10 +277,37 @@ def test_flash_needs_the_owners_release_key(shop: Shop, release: Path) -> None:
     assert (code, said["result"]["reason"], said["result"]["bytesWritten"]) == (3, "ReleaseInvalid", 0)
 
 
+def test_flash_from_another_version_is_3(shop: Shop, release: Path) -> None:
+    assert shop.enroll(SERIAL).returncode == 0
+    code, said = shop.flash(release, SERIAL, "--from-version", "0.1.0")
+    assert (code, said["result"]["reason"], said["result"]["bytesWritten"]) == (3, "FromVersion", 0), said
+
+
+def test_flash_that_is_stopped_says_what_is_left(shop: Shop, release: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        host = f"127.0.0.1:{mute.getsockname()[1]}"
+        words = ("flash", release, "--host", host, "--trust", shop.trust, "--json")
+        done = subprocess.Popen(
+            [sys.executable, "-m", "flashjob.cli", *map(str, words)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"HOME": str(shop.root)},
+        )  # fmt: skip
+        mute.settimeout(60)
+        with mute.accept()[0]:
+            done.send_signal(signal.SIGINT)
+            out, err = done.communicate(timeout=30)
+    assert done.returncode == 130
+    assert json.loads(out)["error"]["reason"] == "Stopped"
+    assert err.startswith("Stopped: ")
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     "words",
     [
         [],
+        ["--host", "127.0.0.1:1", "--device", "zz"],
+        ["--host", "127.0.0.1:1", "--baud", "1"],
+        ["--host", "127.0.0.1:1", "--from-version", ""],
         ["--port", "/dev/ttyX", "--host", "127.0.0.1:1"],
         ["--host", "127.0.0.1:1", "--before", "Maybe"],
         ["--host", "127.0.0.1:1", "--baud", "fast"],
