@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import math
+import os
 import signal
 import ssl
 import time
@@ -46,7 +47,10 @@ def command(
     ] = None,
     rate: Annotated[float, typer.Option(min=0, help="Verdicts per second and device; 0: no limit.")] = 10.0,
     queue: Annotated[int, typer.Option(min=0, max=100_000, help="Most verdicts that wait.")] = 256,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, show_default="one per core")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Threads for verdicts.", show_default="1; one per core with --evidence-dir"),
+    ] = None,
 ) -> None:
     """Serve nonces and signed results over HTTP. SIGTERM drains, SIGHUP reads keys again and reopens the audit log.
 
@@ -65,9 +69,8 @@ def command(
     except ModuleNotFoundError as error:
         fail(f"attest serve needs {error.name}: pip install 'flashjob[service]'", Exit.USAGE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    limits = (
-        app.Limits(rate=rate, queue=queue) if workers is None else app.Limits(rate=rate, queue=queue, workers=workers)
-    )
+    threads = workers or ((os.cpu_count() or 1) if evidence_dir else 1)  # a record waits for the disk
+    limits = app.Limits(rate=rate, queue=queue, workers=threads)
     settings = server.Settings(
         host=host.strip("[]"),
         port=int(port),

@@ -70,7 +70,8 @@ class Limits:
     """How much is served at once. Sizes in bytes, times in seconds.
 
     Args:
-        workers: threads for verdicts.
+        workers: threads for verdicts. More than one is of use only where records are flushed to a disk: the interpreter
+            runs one at a time.
         dear_workers: threads for verdicts on ES384 devices.
         queue: most verdicts that wait, in each lane.
         rate: verdicts per second and device; 0 limits nothing.
@@ -80,8 +81,8 @@ class Limits:
         drain_seconds: how long requests in progress may take after SIGTERM.
     """
 
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    dear_workers: int = field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2))
+    workers: int = 1
+    dear_workers: int = 1
     queue: int = 256
     rate: float = 10.0
     body_seconds: float = 5.0
@@ -213,10 +214,13 @@ class Door:
         if (request.content_length or 0) > eat.EVIDENCE_LIMIT:
             raise Refused(Problem.TOO_LARGE, f"the body exceeds {eat.EVIDENCE_LIMIT} bytes")
         try:
-            if request.content.is_eof():
+            late = asyncio.get_running_loop().call_later(
+                self._limits.body_seconds, request.content.set_exception, TimeoutError()
+            )
+            try:
                 return await request.read()
-            async with asyncio.timeout(self._limits.body_seconds):
-                return await request.read()
+            finally:
+                late.cancel()
         except web.HTTPRequestEntityTooLarge as error:
             raise Refused(Problem.TOO_LARGE, f"the body exceeds {eat.EVIDENCE_LIMIT} bytes") from error
         except TimeoutError as error:

@@ -10,6 +10,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import signal
@@ -187,7 +188,10 @@ async def serve(service: Service, judge: Judge, announce: Callable[[int], None])
     loop.add_signal_handler(signal.SIGHUP, service.hang_up)
     if judge.began is not None:
         await asyncio.sleep(max(0.0, judge.began - judge.clock()))  # what is issued from now on is ours alone
-    announce(await service.start())
+    port = await service.start()
+    gc.collect()
+    gc.freeze()  # what the program consists of is not looked through again for garbage
+    announce(port)
     looking = asyncio.create_task(_second_hand(service, judge))
     await ended.wait()
     looking.cancel()
