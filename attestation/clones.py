@@ -25,8 +25,6 @@ from attestation.errors import Code
 from attestation.verdict import Verdict
 
 MOST_SIGHTINGS: Final = 8
-ALARMS: Final = frozenset({Code.CLONE_IDENTITY, Code.CLONE_BOOTCOUNT, Code.CLONE_SEED})
-"""Codes of this module's alarms."""
 
 
 @dataclass(frozen=True, slots=True)

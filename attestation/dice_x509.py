@@ -41,7 +41,6 @@ from attestation.keys import Alg, PublicKey
 FIRST_BYTE: Final = der.SEQUENCE
 """What an X.509 certificate begins with, and a certificate in CBOR never does."""
 
-DICE_EXTENSION: Final = "1.3.6.1.4.1.11129.2.1.24"
 NOT_AFTER: Final = der.write(der.GENERALIZED_TIME, b"99991231235959Z")
 VERSION_3: Final = der.write(der.context(0), der.unsigned(2))
 ALGORITHMS: Final = {

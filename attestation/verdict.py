@@ -89,8 +89,6 @@ class DeviceClaims(NamedTuple):
     """SHA-256, certified."""
     mode: Mode
     """Of the application's layer, certified."""
-    bootloader_mode: Mode
-    """Certified."""
     authority_hash: bytes
     """Of the application's layer, certified."""
     security_efuses: int

@@ -258,7 +258,6 @@ class _Judge:
             slot=config.slot,
             partition_table=config.partition_table,
             mode=application.mode,
-            bootloader_mode=bootloader.mode,
             authority_hash=application.authority_hash,
             security_efuses=config.security_efuses,
             token=token,

@@ -10,7 +10,7 @@ from functools import cache, partial
 import cbor2
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from attestation import cose, dice_cbor, dice_x509, eat, grants, keys, mint, nonce, release, serial_framing
+from attestation import cose, dice_cbor, dice_x509, eat, grants, keys, mint, nonce, release, serial_framing, succession
 from attestation.cbor import Writable, dumps, strict_loads
 from attestation.device_protocol import (
     DeviceError,
@@ -150,6 +150,9 @@ def _signed() -> Iterable[Target]:
         grants.mint(grants.InstallGrant.model_validate({**common, **install}), key),
         grants.mint(grants.ConfirmGrant.model_validate({**common, "second_nonce": bytes(32)}), key),
     )
+    held = {succession.Kind.RELEASE: succession.Slots(trusted), succession.Kind.GRANT: succession.Slots({})}
+    follows = succession.mint(succession.Kind.RELEASE, owner, 1, key)
+    yield only_seeds("succession", lambda raw: succession.take(raw, held), (follows,))
     listing = mint_listing(_listing(), key)
     text = encode_token(listing).encode()
     yield only_seeds("release", lambda raw: release.verify(raw, by_key_id(owner)), (statement,))

@@ -350,3 +350,12 @@ async def test_two_replicas_one_nonce_one_verdict() -> None:
     await court.confirm(proof)
     assert court.writes == 2
     assert (await refusal(court.confirm(proof))).reason == Reason.EVIDENCE_REPLAYED
+
+
+async def test_each_boots_chain_is_verified_once() -> None:
+    """Before the write, after the reboot and at the confirmation: two boots, so two chains, whoever asks how often."""
+    court = Court(Bench(), NEW)
+    assert (await court.whole_update()).outcome is Outcome.PROVEN
+    chains = court.service.keys.chains
+    assert (len(chains), chains.misses) == (2, 2)
+    assert chains.hits >= 2
