@@ -37,15 +37,17 @@ Way = Callable[[str, int, Path], Awaitable[Write]]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured."""
+    """How much is measured, and the limits that depend on it: starting a program weighs more in a small image."""
 
     image: int
     pairs: int
     ports: int
+    cpu: float
+    faster: float
 
 
-FULL: Final = Size(400 * SECTOR, 3, 16)
-SMOKE: Final = Size(128 * SECTOR, 1, 4)
+FULL: Final = Size(400 * SECTOR, 3, 16, cpu=1 / 3, faster=5.0)
+SMOKE: Final = Size(128 * SECTOR, 1, 4, cpu=0.5, faster=2.0)
 
 
 class Rig:
@@ -116,12 +118,12 @@ async def rate(report: Report, rig: Rig) -> None:
     report.figure("rate.plain_seconds", statistics.median(plain for plain, _ in ratios))
     report.figure("rate.seconds", statistics.median(ours for _, ours in ratios))
     report.bar("rate to esptool at 921,600 Bd", median_ratio(ratios), ">=", 0.98)
-    report.bar("5 % changed: times faster than esptool", median_ratio(faster), ">=", 5.0 if rig.size is FULL else 2.0)
+    report.bar("5 % changed: times faster than esptool", median_ratio(faster), ">=", rig.size.faster)
 
 
 async def processor(report: Report, rig: Rig) -> None:
     """CPU seconds of the two programs, and the image that is there already."""
-    for kind, make, limit in (("random", rig.noise, 1 / 3), ("firmware", rig.firmware, 0.65)):
+    for kind, make, limit in (("random", rig.noise, rig.size.cpu), ("firmware", rig.firmware, 0.65)):
         pairs = [await rig.pair(make(), turn) for turn in range(rig.size.pairs)]
         report.figure(f"cpu.{kind}.plain_seconds", statistics.median(theirs for _, theirs in pairs))
         report.figure(f"cpu.{kind}.seconds", statistics.median(mine for mine, _ in pairs))
@@ -152,7 +154,7 @@ async def ports(report: Report, rig: Rig) -> None:
     report.figure("ports.cpu_seconds", my_cpu)
     report.figure("ports.plain_cpu_seconds", their_cpu)
     report.bar("ports: slowest rate to one alone", alone.write / max(write.write for write in mine), ">=", 0.95)
-    report.bar("ports: CPU to as many plain tools", my_cpu / their_cpu, "<=", 1 / 3)
+    report.bar("ports: CPU to as many plain tools", my_cpu / their_cpu, "<=", rig.size.cpu)
 
 
 def measure(report: Report) -> None:
