@@ -209,7 +209,9 @@ class Fleet:
         if isinstance(behaviour, OtherDevicesEvidence):
             other = self.devices.get(behaviour.device)
             if other is None:
-                raise ValueError(f"OtherDevicesEvidence needs the device that answers, and none is {behaviour.device!r}")
+                raise ValueError(
+                    f"OtherDevicesEvidence needs the device that answers, and none is {behaviour.device!r}"
+                )
             behaviour.donor = lambda nonce: other.application.evidence(nonce) if other.application else b""
         return behaviour
 
