@@ -83,6 +83,7 @@ def court(report: Report, times: int) -> None:
     for name, reasons in sorted(total.reasons.items()):
         report.figure(name, dict(reasons))
     report.figure("trials", total.trials)
+    report.figure("trials held anew on a busy machine", total.adjourned)
     report.figure("trials, seconds", time.monotonic() - started)
     report.bar("false successes", total.false_successes, "==", 0)
     report.bar("honest devices proven, per cent", 100 * total.proven / total.honest, "==", 100)
