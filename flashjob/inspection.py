@@ -231,7 +231,11 @@ def rows(seen: Inspection) -> Iterator[tuple[str, str, str]]:
         yield "flash", slot.name, f"{slot.offset:#x}, {slot.size} bytes: {slot.application}{mark}"
     if (info := seen.info) is not None:
         yield "application", "id", info.ueid.hex()
-        yield "application", "runs", f"{info.name} {info.version}, slot {info.running_slot:#x}, state {_state(info.slot_state)}"
+        yield (
+            "application",
+            "runs",
+            f"{info.name} {info.version}, slot {info.running_slot:#x}, state {_state(info.slot_state)}",
+        )
         yield "application", "measured", str(info.measurement)
         yield "application", "security version", f"image {info.secure_version}, eFuses {info.efuse_secure_version}"
         yield "application", "flags", ", ".join(flags(info)).lower().replace("_", " ") or "none"

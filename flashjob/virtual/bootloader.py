@@ -255,10 +255,7 @@ def _measured(flash: Flash, slot: Partition, hash_alg: int) -> bytes:
 
 def measure_bytes(data: bytes, info: ImageInfo, hash_alg: int) -> Digest:
     """The measurement of a parsed image with one algorithm (-16 or -44)."""
-    for alg, value in _hashes(data, info):
-        if alg == hash_alg:
-            return Digest(alg=alg, value=value)
-    raise ValueError(f"hash algorithm {hash_alg} is neither -16 (SHA-256) nor -44 (SHA-512)")
+    return Digest.model_validate({"alg": hash_alg, "value": _hashes(data, info)[hash_alg]})
 
 
 # Pure functions of the bytes, remembered because a fleet boots the same few images thousands of times.
@@ -270,8 +267,8 @@ def _parsed(data: bytes) -> ImageInfo:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _hashes(data: bytes, info: ImageInfo) -> tuple[tuple[int, bytes], ...]:
-    return tuple((measured.alg, measured.value) for measured in measure_image(data, info))
+def _hashes(data: bytes, info: ImageInfo) -> dict[int, bytes]:
+    return {measured.alg: measured.value for measured in measure_image(data, info)}
 
 
 @lru_cache(maxsize=_REMEMBERED)

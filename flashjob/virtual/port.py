@@ -66,6 +66,11 @@ class SerialLine(ABC):
     def path(self) -> str:
         """What a host opens: a node, or a URL as pyserial takes it; empty while unplugged."""
 
+    @property
+    def place(self) -> str:
+        """What a host may open now and after the line was unplugged: a link that follows the node, or the URL."""
+        return self.path
+
     @abstractmethod
     def plug(self) -> None:
         """Make it findable; does nothing if plugged. Needs a running event loop."""
@@ -204,6 +209,10 @@ class SerialPort(SerialLine):
         super().__init__(on_data, simulate_rate=simulate_rate, speed=speed)
         self.link = link
         self._slave = -1
+
+    @property
+    def place(self) -> str:
+        return str(self.link)
 
     @property
     def plugged(self) -> bool:

@@ -330,7 +330,7 @@ class Bench:
         *,
         task: Assignment | None = None,
         judge: BenchJudge | None = None,
-        port: Path | None = None,
+        port: str | None = None,
     ) -> tuple[DeviceResult, BenchJudge]:
         """One attempt."""
         task = task or assignment(device, release.target)
@@ -338,7 +338,7 @@ class Bench:
         firmware = await asyncio.to_thread(fetch, open_release(release), release.target, self.work)
         transport: Transport
         if device.port is not None:
-            transport = SerialTransport(str(port or device.port.link), self.work)
+            transport = SerialTransport(port or device.port.place, self.work)
         else:
             transport = NetworkTransport(task.address or "")
         return await Attempt(task, firmware, transport, judge).run(), judge

@@ -48,7 +48,7 @@ async def test_ports_are_listed_whatever_the_chip_says(world: World) -> None:
     await until(lambda: set(stream.now) == {"/virtual/blank", "/virtual/silent"}, "both ports")
     assert len(stream.lists) == 1
     assert blank.port is not None
-    assert stream.now["/virtual/blank"] == {"UDEV_DEVNODE": str(blank.port.link), "UDEV_DEVPATH": "/virtual/blank"}
+    assert stream.now["/virtual/blank"] == {"UDEV_DEVNODE": blank.port.place, "UDEV_DEVPATH": "/virtual/blank"}
     blank.unplug()
     await until(lambda: set(stream.now) == {"/virtual/silent"}, "one port is gone")
     blank.replug()
@@ -78,7 +78,7 @@ async def test_a_port_in_use_is_waited_for(world: World) -> None:
     device = await world.bench.device("porch-1")
     await world.enroll(device, old_app("esp32s3"))
     assert device.port is not None
-    flash = await open_port(str(device.port.link))
+    flash = await open_port(device.port.place)
     await world.start()
     stream = world.discover(devices(world))
     await asyncio.sleep(0.3)
@@ -105,7 +105,7 @@ async def test_from_permit_to_verdict_the_port_is_left_alone(world: World, tmp_p
     await until(lambda: len(all_ports.now) == 1, "the port is back")
     assert device.port is not None
     for _ in range(10):
-        held = await open_port(str(device.port.link), wait_seconds=0)
+        held = await open_port(device.port.place, wait_seconds=0)
         held.close()
         await asyncio.sleep(0.03)
     assert device.application is not None
@@ -124,7 +124,7 @@ async def test_a_port_is_not_opened_at_every_scan(world: World) -> None:
     assert application is not None
     asked = application._last_attest
     assert device.port is not None
-    held = await open_port(str(device.port.link), wait_seconds=0.5)
+    held = await open_port(device.port.place, wait_seconds=0.5)
     await asyncio.sleep(0.4)  # eight surveys
     held.close()
     assert application._last_attest == asked
@@ -142,7 +142,7 @@ async def test_a_port_is_left_alone_from_the_start_of_a_pod(world: World, tmp_pa
     await stream.lists_only()
     assert device.port is not None
     for _ in range(10):  # a blank chip would be asked again and again
-        held = await open_port(str(device.port.link), wait_seconds=0)
+        held = await open_port(device.port.place, wait_seconds=0)
         held.close()
         await asyncio.sleep(0.03)
     device.factory_flash(old_app("esp32s3"))

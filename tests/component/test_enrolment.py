@@ -53,7 +53,7 @@ def enrolment(device: VirtualDevice, **changes: Any) -> Enrolment:
 
 def way_to(device: VirtualDevice, bench: Bench) -> Transport:
     if device.port is not None:
-        return SerialTransport(str(device.port.link), bench.work)
+        return SerialTransport(device.port.place, bench.work)
     return NetworkTransport(device.server.address)
 
 

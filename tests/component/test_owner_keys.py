@@ -135,7 +135,7 @@ async def test_from_the_command_line(bench: Bench, tmp_path: Path, network: bool
     where = device.server.address
     if not network:
         assert isinstance(device.port, SerialPort)
-        where = str(device.port.link)
+        where = device.port.place
 
     async def tell(*more: str) -> Result:
         return await asyncio.to_thread(lambda: CliRunner().invoke(device_cli, ["owner-key", where, str(out), *more]))

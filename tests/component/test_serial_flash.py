@@ -56,7 +56,7 @@ async def test_esptool_detects_writes_verifies_and_reads(bench: Bench, tmp_path:
     image = new_app(chip, 64 * 1024)
     file, back = tmp_path / "app.bin", tmp_path / "back.bin"
     file.write_bytes(image)
-    common = ["--port", str(device.port.link), *([] if stub else ["--no-stub"])]
+    common = ["--port", device.port.place, *([] if stub else ["--no-stub"])]
 
     code, said = await esptool_cli(*common, "write-flash", "0x20000", str(file))
     assert code == 0, said
@@ -80,7 +80,7 @@ async def test_esptool_sees_flash_that_is_not_what_was_written(bench: Bench, tmp
     assert device.port is not None
     file = tmp_path / "app.bin"
     file.write_bytes(new_app("esp32c3", 64 * 1024))
-    code, said = await esptool_cli("--port", str(device.port.link), "verify-flash", "0x20000", str(file))
+    code, said = await esptool_cli("--port", device.port.place, "verify-flash", "0x20000", str(file))
     assert code != 0
     assert "differ" in said.lower() or "fail" in said.lower()
 
@@ -93,7 +93,7 @@ async def test_worker_probes_every_chip(bench: Bench, chip: str) -> None:
     device = await bench.device("board", chip)
     assert device.port is not None
     content = device.flash.snapshot()
-    async with Esptool(str(device.port.link)) as tool:
+    async with Esptool(device.port.place) as tool:
         found, data = await tool.probe(Region(offset=0x8000, size=0xC00))
         assert device.mode is Mode.LOADER
         await tool.reset()
@@ -111,7 +111,7 @@ async def test_worker_writes_a_real_size_image_and_reports_progress(bench: Bench
     file = tmp_path / "app.bin"
     file.write_bytes(image)
     seen: list[tuple[int, int]] = []
-    async with Esptool(str(device.port.link), baud=921_600) as tool:
+    async with Esptool(device.port.place, baud=921_600) as tool:
         await tool.write([Region(offset=0x20000, file=str(file))], [], lambda done, total: seen.append((done, total)))
         assert tool.bytes_written == len(image)
         await tool.reset()
@@ -133,7 +133,7 @@ async def test_worker_ends_at_once_when_its_starter_is_gone(bench: Bench, tmp_pa
     assert process.stdin is not None
     assert process.stdout is not None
     job = (
-        f'{{"verb":"write","port":"{device.port.link}","chip":"","baud":115200,"stub":true,"reset":"auto","connectAttempts":3,'
+        f'{{"verb":"write","port":"{device.port.place}","chip":"","baud":115200,"stub":true,"reset":"auto","connectAttempts":3,'
         f'"erase":[],"regions":[{{"offset":131072,"file":"{file}","size":0}}]}}\n'
     )
     process.stdin.write(job.encode())
@@ -144,20 +144,20 @@ async def test_worker_ends_at_once_when_its_starter_is_gone(bench: Bench, tmp_pa
         assert await process.wait() == 1
     device.faults.clear()
     device.reset()
-    async with Esptool(str(device.port.link)) as tool:
+    async with Esptool(device.port.place) as tool:
         assert (await tool.probe())[0].chip == "esp32s3"
 
 
 async def test_two_programs_never_share_a_port(bench: Bench) -> None:
     device = await bench.device("board", "esp32s3")
     assert device.port is not None
-    async with Esptool(str(device.port.link)) as first:
+    async with Esptool(device.port.place) as first:
         await first.probe()
-        async with Esptool(str(device.port.link)) as second:
+        async with Esptool(device.port.place) as second:
             with pytest.raises(FlashJobError) as refused:
                 await second.probe()
         assert refused.value.reason == "PortBusy"
-        code, said = await esptool_cli("--port", str(device.port.link), "flash-id")
+        code, said = await esptool_cli("--port", device.port.place, "flash-id")
         assert code != 0
         assert "lock" in said.lower() or "busy" in said.lower()
         await first.read(Region(offset=0, size=4096))  # the first one was not disturbed
@@ -170,7 +170,7 @@ async def test_missing_port_and_wrong_chip_have_their_own_reasons(bench: Bench, 
         with pytest.raises(FlashJobError) as refused:
             await tool.probe()
     assert refused.value.reason == "PortNotFound"
-    async with Esptool(str(device.port.link), chip="esp32s3") as tool:
+    async with Esptool(device.port.place, chip="esp32s3") as tool:
         with pytest.raises(FlashJobError) as refused:
             await tool.probe()
     assert refused.value.reason == "WrongChip"
@@ -214,10 +214,10 @@ async def test_another_chip_of_the_same_kind_is_refused_untouched(bench: Bench, 
     release = push(tmp_path, new_app("esp32s3"), "esp32s3")
     written = other.flash.bytes_programmed
     assert other.port is not None
-    result, _ = await bench.flash(meant, release, port=other.port.link)
+    result, _ = await bench.flash(meant, release, port=other.port.place)
     assert (result.ok, result.reason, result.bytes_written) == (False, "WrongDevice", 0)
     blind = assignment(meant, release.target, before=Before.NONE)
-    result, _ = await bench.flash(meant, release, task=blind, port=other.port.link)
+    result, _ = await bench.flash(meant, release, task=blind, port=other.port.place)
     assert (result.reason, result.bytes_written) == ("WrongDevice", 0)
     assert "eFuse MAC" in result.message
     assert other.flash.bytes_programmed == written
@@ -279,7 +279,7 @@ async def test_second_attempt_finds_the_first_ones_installation(bench: Bench, tm
     firmware = fetch(open_release(release), release.target, bench.work)
     assert device.port is not None
     reached = asyncio.Event()
-    transport = SerialTransport(str(device.port.link), bench.work)
+    transport = SerialTransport(device.port.place, bench.work)
 
     def listen(stage: Stage, _done: int, _total: int) -> None:
         if stage is last:
@@ -333,7 +333,7 @@ async def test_write_deadline_kills_the_writer(bench: Bench, tmp_path: Path) -> 
     assert result.reason == "WriteTimeout"
     assert device.port is not None
     async with asyncio.timeout(3):  # the port is free again
-        async with Esptool(str(device.port.link)) as tool:
+        async with Esptool(device.port.place) as tool:
             await tool.probe()
 
 
@@ -391,7 +391,7 @@ async def test_real_firmware(bench: Bench, tmp_path: Path, firmware_dir: Path) -
     assert device.port is not None
     file = tmp_path / "app.bin"
     file.write_bytes(new)
-    async with Esptool(str(device.port.link)) as tool:
+    async with Esptool(device.port.place) as tool:
         await tool.write([Region(offset=0x20000, file=str(file))], [], lambda _done, _total: None)
         await tool.reset()
     await runs(device, "")

@@ -161,7 +161,7 @@ async def test_a_chip_that_contradicts_itself_fails_verification(
         return self._ok(op, os.urandom(16))
 
     monkeypatch.setitem(rom._HANDLERS, 0x13, random_md5)
-    async with Esptool(str(device.port.link)) as tool:
+    async with Esptool(device.port.place) as tool:
         with pytest.raises(FlashJobError) as refused:
             await tool.write([Region(offset=0x1E0000, file=str(file))], [], lambda _done, _total: None)
     assert refused.value.reason == "VerifyFailed"
@@ -175,7 +175,7 @@ async def test_short_md5_answers_are_nonsense_with_a_reason(
     file = tmp_path / "app.bin"
     file.write_bytes(new_app("esp32s3"))
     monkeypatch.setitem(rom._HANDLERS, 0x13, lambda self, op, _data, _chk: self._ok(op, b""))
-    async with Esptool(str(device.port.link)) as tool:
+    async with Esptool(device.port.place) as tool:
         with pytest.raises(FlashJobError) as refused:
             await tool.write([Region(offset=0x1E0000, file=str(file))], [], lambda _done, _total: None)
     assert refused.value.reason == "TransportLost"
