@@ -18,8 +18,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from firmware_pipeline.esp.builder import default_partitions
-from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET, build_table
+try:
+    from firmware_pipeline.esp.builder import default_partitions
+    from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET, build_table
+except ModuleNotFoundError as error:
+    sys.stderr.write(f"build.py: {error}; run it with the Python of this repository: .venv/bin/python (make setup)\n")
+    raise SystemExit(69) from None
 
 HERE = Path(__file__).resolve().parent
 APPS = ("thermostat", "doorlock")
