@@ -42,7 +42,7 @@ LATER = {"retries": {"limit": 1, "backoffSeconds": 5}}
 CASES = {
     # What goes wrong and is made good
     "cable-pulled": Case(
-        serial(kind="CablePulled", percent=30), "Succeeded", "Proven", 2, attempts=2, last_attempt="TransportLost"
+        serial(kind="CablePulled", percent=30), "Succeeded", "Proven", 1, attempts=2, last_attempt="PortVanished"
     ),
     "confirm-lost": Case(
         network({"kind": "LosesConfirm", "times": 3}), "Succeeded", "Proven", 2, attempts=2,

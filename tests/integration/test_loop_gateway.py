@@ -248,7 +248,10 @@ async def test_only_the_assigned_pod_is_served(impostor: Impostor) -> None:
         with pytest.raises(Refused, match="not assigned attempt 2"):
             await judge.nonce(NonceRequest(attempt=2, purpose=Purpose.BEFORE))
         impostor.leave()
-        await asyncio.to_thread(place.until, "pods", lambda pods: impostor.pod["metadata"]["name"] not in pods)
+        uid = impostor.pod["metadata"]["uid"]  # another pod of that name may come: nobody has permitted anything yet
+        await asyncio.to_thread(
+            place.until, "pods", lambda pods: uid not in {p["metadata"]["uid"] for p in pods.values()}
+        )
         with pytest.raises(Refused):
             await judge.nonce(request)
     assert place.untouched("yard")
