@@ -217,12 +217,18 @@ class BlobCache:
             PipelineError: StorageFailed.
         """
         path = self.root / "locks" / name
-        handle = _flocked(path, how)
+        handle = _flocked(path, how) if self._writable() else None
         try:
             yield handle is not None
         finally:
             if handle is not None:
                 os.close(handle)
+
+    def _writable(self) -> bool:
+        """Whether files may come and go: a lock file of one's own can be opened also where nothing else can be done."""
+        return all(
+            os.access(folder, os.W_OK | os.X_OK) for folder in (self.root / "blobs" / "sha256", self.root / "ingest")
+        )
 
     # ---- files -----------------------------------------------------------------------------------------
 

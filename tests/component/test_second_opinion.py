@@ -43,7 +43,10 @@ async def write_and_read(port: str, chip: str, image: Path, record: Path, *, stu
         pytest.param("esp32c6", True, marks=pytest.mark.slow),
     ],
 )
-async def test_both_loaders_end_with_the_same_flash(tmp_path: Path, chip: str, stub: bool) -> None:
+async def test_both_loaders_end_with_the_same_flash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chip: str, stub: bool
+) -> None:
+    monkeypatch.setenv("ESP32_MOCK_BOOTLOADER_STATE_DIR", str(tmp_path / "theirs"))  # else one folder for all users
     image, record = tmp_path / "app.bin", tmp_path / "record.bin"
     image.write_bytes(build_app(chip, "porch", "2.0.0", payload_size=16 * 1024, pad_to_page=False))
     record.write_bytes(bytes(range(32)).ljust(4096, b"\xff"))
