@@ -2,6 +2,7 @@
 # `make demo` and `make test` do all their own set-up. ARGS go to the command: make demo ARGS="--scenario update"
 SHELL := /bin/sh
 BIN := .venv/bin
+JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 BENCHES := $(filter-out common,$(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/[a-z]*.py))))
@@ -27,7 +28,7 @@ lint: setup  ## formatter, linter, types, import contracts
 	$(BIN)/lint-imports
 
 unit: setup  ## fast tests
-	$(PYTEST) -q -n auto --maxprocesses 8 --dist loadfile -m "not integration and not slow" tests $(ARGS)
+	$(PYTEST) -q -n $(JOBS) --dist loadfile -m "not integration and not slow" tests $(ARGS)
 
 integration: setup  ## tests on the real API server, registry and esptool
 	$(PYTEST) -q -m "integration and not slow" tests $(ARGS)
