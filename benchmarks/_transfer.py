@@ -184,9 +184,11 @@ def measure(direction: Direction) -> Callable[[Report], None]:
 
 def _compare(report: Report, direction: Direction, there: Place, others: list[Tool]) -> None:
     rounds: list[dict[str, Run]] = []
+    turns: list[Tool | None] = [None, *others]
     for _ in range(SMOKE_ROUNDS if report.smoke else ROUNDS):
         runs: dict[str, Run] = {}
-        for tool in (None, *others):
+        turns.append(turns.pop(0))  # who comes first changes: memory that a run has warmed serves the next one
+        for tool in turns:
             runs[tool.name if tool else "ours"] = launch(*command(tool, direction, there))
             _forget(there)
         if there.digest not in runs["ours"].output:
