@@ -8,16 +8,14 @@ Signatures that stand under a tag (`sha256-<hex>.sig`, and cosign's `.att` and `
 target has already: none is lost. What is attached and cannot be read is left behind.
 """
 
-import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from firmware_pipeline.artifact import TITLE
-from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.layout import LayoutStore
 from firmware_pipeline.oci import (
     DOCKER_INDEX_TYPE,
@@ -29,6 +27,7 @@ from firmware_pipeline.oci import (
     malformed,
     parse_document,
 )
+from firmware_pipeline.referrers import unusable_is_left
 from firmware_pipeline.signing import formats
 from firmware_pipeline.store import ArtifactStore, Blob, BlobReceiver, Progress, RawManifest, atomic_file
 from firmware_pipeline.together import ask_together, asked_meanwhile, transfer_together
@@ -36,16 +35,6 @@ from firmware_pipeline.together import ask_together, asked_meanwhile, transfer_t
 ATTACHED_TAGS: Final = (".sig", ".att", ".sbom")
 MAX_DEPTH: Final = 3
 """An index, what refers to it, and what refers to that (the signature of an SBOM)."""
-_UNUSABLE: Final = frozenset(
-    {
-        Reason.ArtifactMalformed,
-        Reason.DigestMismatch,
-        Reason.MediaTypeUnsupported,
-        Reason.ReferenceNotFound,
-        Reason.SizeMismatch,
-        Reason.TooLarge,
-    }
-)
 CopyProgress = Callable[[str, int, int], None]
 """Called as progress(what, bytes done, bytes in total)."""
 
@@ -167,10 +156,10 @@ class Copier:
 
     def _attached(self, digest: str, seen: _Attached, depth: int) -> None:
         for tag, manifest in seen.tags.items():
-            with _unusable_is_left():
+            with unusable_is_left():
                 self._tagged(tag, manifest)
         for entry in seen.referrers:
-            with _unusable_is_left():
+            with unusable_is_left():
                 self._referrer(entry.digest, digest, depth)
 
     def _referrer(self, digest: str, subject: str, depth: int) -> None:
@@ -202,19 +191,9 @@ class Copier:
 
 
 def _find(store: ArtifactStore, tag: str) -> RawManifest | None:
-    with _unusable_is_left():
+    with unusable_is_left():
         return store.get_manifest(tag)
     return None
-
-
-@contextlib.contextmanager
-def _unusable_is_left() -> Iterator[None]:
-    """Anybody who may push can attach rubbish: it does not stop a copy. Trouble on the way still does."""
-    try:
-        yield
-    except PipelineError as error:
-        if error.reason not in _UNUSABLE:
-            raise
 
 
 def _layers(found: RawManifest) -> list[Descriptor]:

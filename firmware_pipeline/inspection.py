@@ -4,35 +4,23 @@
 `Inspection` as JSON (camelCase, absent optional values left out) is an interface: fields are added, never renamed.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 from firmware_pipeline.artifact import ChipArtifact
 from firmware_pipeline.comparison import Change, compare
 from firmware_pipeline.config import FirmwareConfig
-from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.measurement import measure
 from firmware_pipeline.http_rules import ClientOptions
 from firmware_pipeline.oci import MANIFEST_TYPE, Manifest, parse_document, strict_json
 from firmware_pipeline.opening import DEFAULT_OPTIONS, open_chips, open_index, open_store, read_layer, resolve
 from firmware_pipeline.plan import MeasurementEntry, Model, Role
 from firmware_pipeline.reference import Reference, parse_reference
+from firmware_pipeline.referrers import unusable_is_left
 from firmware_pipeline.signing import formats
 from firmware_pipeline.signing.release import read_sequence
 from firmware_pipeline.signing.statements import SIGN_PREDICATE
 from firmware_pipeline.store import ArtifactStore
-
-_UNREADABLE = frozenset(
-    {
-        Reason.ArtifactMalformed,
-        Reason.DigestMismatch,
-        Reason.MediaTypeUnsupported,
-        Reason.ReferenceNotFound,
-        Reason.SizeMismatch,
-        Reason.TooLarge,
-    }
-)
 
 
 class SignatureReport(Model):
@@ -201,7 +189,7 @@ def _attached(store: ArtifactStore, digest: str) -> tuple[tuple[SignatureReport,
     """Signatures and other referrers of a manifest; what cannot be read is left out: `verify` says more."""
     signatures, others = list(_simple(store, digest)), []
     for entry in store.referrers(digest):
-        with _unreadable_is_skipped():
+        with unusable_is_left():
             found = store.get_manifest(entry.digest)
             if found.media_type != MANIFEST_TYPE:
                 continue
@@ -222,7 +210,7 @@ def _attached(store: ArtifactStore, digest: str) -> tuple[tuple[SignatureReport,
 
 
 def _simple(store: ArtifactStore, digest: str) -> Iterator[SignatureReport]:
-    with _unreadable_is_skipped():
+    with unusable_is_left():
         raw = store.get_manifest(formats.signature_tag(digest)).raw
         for layer in parse_document(Manifest, raw, f"The signatures of {digest}").layers:
             if layer.media_type == formats.SIMPLE_TYPE:
@@ -234,12 +222,3 @@ def _hint(bundle: bytes) -> str | None:
     key = material.get("publicKey") if isinstance(material, dict) else None
     hint = key.get("hint") if isinstance(key, dict) else None
     return hint[:128] if isinstance(hint, str) and hint.isascii() and hint.isprintable() else None
-
-
-@contextlib.contextmanager
-def _unreadable_is_skipped() -> Iterator[None]:
-    try:
-        yield
-    except PipelineError as error:
-        if error.reason not in _UNREADABLE:
-            raise

@@ -5,7 +5,9 @@ Source: OCI distribution specification 1.1, "Listing Referrers" and "Referrers T
 writers describe their entries wrongly, so whoever uses an entry opens it and looks at its own type and subject.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from firmware_pipeline.errors import PipelineError, Reason
@@ -26,6 +28,32 @@ from firmware_pipeline.tag_lists import add_to_list
 MAX_REFERRERS: Final = 64
 MAX_PAGES: Final = 16
 MAX_LINK_CHARACTERS: Final = 4096
+
+UNUSABLE: Final = frozenset(
+    {
+        Reason.ArtifactMalformed,
+        Reason.DigestMismatch,
+        Reason.MediaTypeUnsupported,
+        Reason.ReferenceNotFound,
+        Reason.SizeMismatch,
+        Reason.TooLarge,
+    }
+)
+"""What is wrong with attached content itself, not with the way to it."""
+
+
+@contextlib.contextmanager
+def unusable_is_left(*, but: type[PipelineError] | tuple[type[PipelineError], ...] = ()) -> Iterator[None]:
+    """Anybody who may push can attach rubbish: it stops nobody who reads what else is attached. Trouble on the way does.
+
+    Args:
+        but: errors that stop all the same, whatever their reason.
+    """
+    try:
+        yield
+    except PipelineError as error:
+        if error.reason not in UNUSABLE or isinstance(error, but):
+            raise
 
 
 def fallback_tag(digest: str) -> str:

@@ -8,30 +8,19 @@ Rules of gathering:
     3. More than 32 layers, 64 referrers or 32 MiB are refused; single documents that are too large do not count.
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
 from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.oci import INDEX_TYPE, Index, Manifest, check_digest, parse_document
-from firmware_pipeline.referrers import MAX_REFERRERS
+from firmware_pipeline.referrers import MAX_REFERRERS, unusable_is_left
 from firmware_pipeline.signing import formats
 from firmware_pipeline.signing.formats import Candidate
 from firmware_pipeline.signing.policy import Gathered, Judgement, VerificationPolicy, judge
 from firmware_pipeline.store import ArtifactStore
 
 MAX_GATHERED_BYTES: Final = 32 * 1024 * 1024
-_UNUSABLE: Final = frozenset(
-    {
-        Reason.ArtifactMalformed,
-        Reason.DigestMismatch,
-        Reason.MediaTypeUnsupported,
-        Reason.ReferenceNotFound,
-        Reason.SizeMismatch,
-        Reason.TooLarge,
-    }
-)
 
 
 def verify(store: ArtifactStore, digest: str, policy: VerificationPolicy) -> Judgement:
@@ -73,14 +62,14 @@ def gather(store: ArtifactStore, digest: str, max_bytes: int = formats.MAX_SIGNE
 
 
 def _simple(store: ArtifactStore, digest: str) -> Iterator[Candidate]:
-    with _unusable_is_none():
+    with unusable_is_left(but=TooManySignatures):
         raw = store.get_manifest(formats.signature_tag(digest)).raw
         layers = parse_document(Manifest, raw, f"The signatures of {digest}").layers
         if len(layers) > formats.MAX_SIGNATURES:
             raise _too_many(digest, len(layers), formats.MAX_SIGNATURES)
         for layer in layers:
             if layer.media_type == formats.SIMPLE_TYPE:
-                with _unusable_is_none():
+                with unusable_is_left(but=TooManySignatures):
                     payload = store.read_blob(layer, max_bytes=formats.MAX_SIGNED_BYTES)
                     if candidate := formats.simple_candidate(layer, payload):
                         yield candidate
@@ -92,7 +81,7 @@ def _bundles(store: ArtifactStore, digest: str, max_bytes: int) -> Iterator[Cand
         raise _too_many(digest, len(entries), MAX_REFERRERS)
     gathered = 0
     for entry in entries:
-        with _unusable_is_none():
+        with unusable_is_left(but=TooManySignatures):
             manifest = parse_document(Manifest, store.get_manifest(entry.digest).raw, f"The referrer {entry.digest}")
             ours = manifest.artifact_type == formats.BUNDLE_TYPE and len(manifest.layers) == 1
             if ours and manifest.subject and manifest.subject.digest == digest:
@@ -102,16 +91,6 @@ def _bundles(store: ArtifactStore, digest: str, max_bytes: int) -> Iterator[Cand
                     raise _too_many(digest, len(entries), MAX_REFERRERS)
                 if candidate := formats.bundle_candidate(raw):
                     yield candidate
-
-
-@contextlib.contextmanager
-def _unusable_is_none() -> Iterator[None]:
-    """Rule 2."""
-    try:
-        yield
-    except PipelineError as error:
-        if error.reason not in _UNUSABLE or isinstance(error, TooManySignatures):
-            raise
 
 
 class TooManySignatures(PipelineError):
