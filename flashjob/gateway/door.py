@@ -35,8 +35,8 @@ from flashjob.wire.gateway import (
 from flashjob.wire.pod import VIEWER_SERVICE_ACCOUNT
 from flashjob.wire.reasons import Reason
 
-from .judge import Refused
 from .progress import ProgressBoard
+from .ruling import Refused
 from .service import Service
 from .tokens import Caller, pod_bound
 

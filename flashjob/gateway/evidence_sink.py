@@ -19,7 +19,7 @@ from attestation.evidence_store import EvidenceStore
 from attestation.keys import PrivateKey
 
 from .case import Case
-from .judge import Finding
+from .ruling import Finding
 
 log = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ from flashjob.wire.reasons import Reason
 
 from .case import Case, Keys, PermitRecord, Subject
 from .evidence_sink import DirectorySink
-from .judge import Finding, Refused
+from .ruling import Finding, Refused
 from .service import Clock, Conflict, Gathered, Service
 
 log = logging.getLogger(__name__)

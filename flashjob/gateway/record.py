@@ -15,7 +15,7 @@ from flashjob.api.flashtask import FromTo, Permit, Report, StageReport, Verdict
 from flashjob.wire.gateway import Outcome, Stage
 from flashjob.wire.target import Measurement
 
-from .judge import Addition, Finding
+from .ruling import Addition, Finding
 
 _MOST_MARKS: Final = 64
 

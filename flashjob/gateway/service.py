@@ -28,8 +28,8 @@ from flashjob.wire.reasons import Reason
 
 from . import judge
 from .case import Case, Keys
-from .judge import Addition, Finding, Refused
 from .record import added
+from .ruling import Addition, Finding, Refused
 
 _TRIES: Final = 5
 R = TypeVar("R")

@@ -39,7 +39,7 @@ from flashjob.flasher.run import Attempt
 from flashjob.flasher.transports.base import Transport
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
-from flashjob.gateway import judge
+from flashjob.gateway import judge, ruling
 from flashjob.gateway.case import Case, Keys, Subject
 from flashjob.virtual import secure_boot
 from flashjob.virtual.adversaries import Behaviour
@@ -219,7 +219,7 @@ class BenchJudge:
         try:
             random = secrets.token_bytes(10)
             return judge.issue_nonce(self.case, request.purpose, KEYS, now=int(self._clock()), random=random)
-        except judge.Refused as refused:
+        except ruling.Refused as refused:
             raise self._no(refused) from refused
 
     async def permit(self, request: PermitRequest) -> PermitReply:
@@ -229,7 +229,7 @@ class BenchJudge:
             reply, addition = judge.permit(
                 self.case, request, KEYS, now=int(self._clock()), at="2026-01-01T00:00:00Z", random=random
             )
-        except judge.Refused as refused:
+        except ruling.Refused as refused:
             raise self._no(refused) from refused
         self._add(addition)
         return reply
@@ -238,7 +238,7 @@ class BenchJudge:
         """First evidence."""
         try:
             reply, addition = judge.first_evidence(self.case, request, KEYS, now=int(self._clock()))
-        except judge.Refused as refused:
+        except ruling.Refused as refused:
             raise self._no(refused) from refused
         self._add(addition)
         return reply
@@ -247,7 +247,7 @@ class BenchJudge:
         """The verdict."""
         try:
             reply, addition = judge.confirm(self.case, request, KEYS, now=int(self._clock()))
-        except judge.Refused as refused:
+        except ruling.Refused as refused:
             raise self._no(refused) from refused
         self._add(addition)
         return reply
@@ -264,11 +264,11 @@ class BenchJudge:
         """Where the device is."""
         return self.device.server.address or None
 
-    def _no(self, refused: judge.Refused) -> Refused:
+    def _no(self, refused: ruling.Refused) -> Refused:
         self._add(refused.addition)
         return Refused(refused.problem)
 
-    def _add(self, addition: judge.Addition) -> None:
+    def _add(self, addition: ruling.Addition) -> None:
         permits = (*self.case.permits, addition.permit) if addition.permit else self.case.permits
         self.case = replace(
             self.case,

@@ -13,7 +13,7 @@ from attestation.grants import Verb
 from flashjob.cluster.kubeapi import ApiError
 from flashjob.cluster.resources import ATTESTATION_POLICIES, DEVICES, FLASHJOBS, FLASHTASKS, LEASES, PODS
 from flashjob.errors import FlashJobError
-from flashjob.gateway.judge import Refused
+from flashjob.gateway.ruling import Refused
 from flashjob.gateway.service import Service
 from flashjob.virtual.adversaries import Behaviour, RunsOldImage
 from flashjob.wire.gateway import ConfirmRequest, EvidenceRequest, Outcome, Progress, Purpose, Stage

@@ -13,7 +13,7 @@ from attestation.policy import DenyRules, MeasurementRef
 from attestation.reappraisal import Outcome as Again
 from attestation.reappraisal import reappraise
 from flashjob.gateway.evidence_sink import DirectorySink
-from flashjob.gateway.judge import Refused
+from flashjob.gateway.ruling import Refused
 from flashjob.wire.gateway import Outcome, Purpose
 from tests.unit.attestation.world import private_key
 from tests.unit.gateway.court import Court, policy_for

@@ -11,7 +11,7 @@ import pytest
 from attestation.anchors import Floors
 from attestation.clones import Sighting
 from attestation.policy import RootOfTrust
-from flashjob.gateway.judge import Refused
+from flashjob.gateway.ruling import Refused
 from flashjob.virtual.adversaries import (
     OtherDevicesEvidence,
     ReplaysEvidence,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from flashjob.api.flashtask import Report
 from flashjob.gateway.case import PermitRecord
-from flashjob.gateway.judge import Addition, Finding
 from flashjob.gateway.record import added, at_stage
+from flashjob.gateway.ruling import Addition, Finding
 from flashjob.wire.gateway import Outcome, Stage
 from flashjob.wire.reasons import Reason
 from tests.unit.gateway.court import Court

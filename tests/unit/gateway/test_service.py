@@ -9,7 +9,7 @@ import pytest
 
 from flashjob.api.flashtask import Report
 from flashjob.errors import FlashJobError
-from flashjob.gateway.judge import Refused
+from flashjob.gateway.ruling import Refused
 from flashjob.gateway.service import Clock, Gathered
 from flashjob.wire.gateway import Outcome, Purpose
 from flashjob.wire.reasons import Reason

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the judge says: findings, what they add to the task's report, and refusals. Data only."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from attestation import verifier
+from flashjob.errors import FlashJobError
+from flashjob.wire.gateway import Outcome, Problem
+from flashjob.wire.reasons import Reason
+
+from .case import Case, PermitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict and all that it rested on."""
+
+    verdict: verifier.Verdict
+    evidence: bytes
+    context: verifier.Context
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A verdict to be recorded in the task's report; `judged` where there was evidence."""
+
+    outcome: Outcome
+    reason: Reason
+    message: str
+    judged: Judged | None = None
+
+    @property
+    def verdict(self) -> verifier.Verdict | None:
+        """The verifier's verdict, where there was evidence."""
+        return self.judged.verdict if self.judged else None
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What a ruling adds to the task's report; written before the answer leaves."""
+
+    permit: PermitRecord | None = None
+    used_nonces: tuple[str, ...] = ()
+    finding: Finding | None = None
+    before: tuple[str, str] | None = None
+    """Application and version that the device proved before the first byte."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.permit is None and not self.used_nonces and self.finding is None
+
+
+NOTHING: Final = Addition()
+
+
+class Refused(FlashJobError):
+    """No. `addition` is what must be recorded all the same; `retryable` means that the same attempt may ask again."""
+
+    def __init__(self, reason: Reason, message: str, *, retryable: bool = False, addition: Addition = NOTHING) -> None:
+        super().__init__(reason, message, reason.next_step)
+        self.retryable = retryable
+        self.addition = addition
+
+    @property
+    def problem(self) -> Problem:
+        """As it goes over the wire."""
+        return Problem(
+            reason=str(self.reason), message=self.message[:1024], next_step=self.next_step, retryable=self.retryable
+        )
+
+
+def rejection(reason: Reason, message: str, judged: Judged | None = None) -> Refused:
+    """A refusal that is a verdict: the attempt is over."""
+    return Refused(reason, message, addition=Addition(finding=Finding(Outcome.REJECTED, reason, message, judged)))
+
+
+def require_open(case: Case) -> None:
+    """Rule 1 of judge.py. Raises Refused."""
+    if case.judged:
+        raise Refused(Reason.EVIDENCE_REPLAYED, f"attempt {case.attempt} of {case.task} has been judged already")
