@@ -9,7 +9,7 @@ Rules (tests name them):
 3. An image leaves from the caller's one buffer, in views of it: no copy per device.
 4. Over TLS any certificate is taken at first: it is the device's own, made at this boot. Its key must be the one in the
    evidence (`cnf`); from then on only that certificate is spoken to, until `rebooted`. Who checks the evidence thereby
-   checks the connection. A key that differs, or none: BadReply.
+   checks the connection. A key that differs, or none: NotBound.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ _IMAGE_GRACE_SECONDS: Final = 30.0
 
 Progress = Callable[[int], None]
 """Called with the number of image bytes handed to the network so far, offset included."""
+
+
+class NotBound(DeviceError):
+    """Rule 4: `evidence`, as received, does not name the key of the connection that brought it."""
+
+    def __init__(self, message: str, evidence: bytes) -> None:
+        super().__init__("BadReply", message)
+        self.evidence = evidence
 
 
 class _AnyCertificate(ssl.SSLContext):
@@ -90,7 +98,7 @@ class HttpDevice:
         """Rule 4."""
         if _attested_key(evidence) != _key_of(certificate):
             message = f"{self.host}:{self.port}: the TLS key is not the one that the evidence names (cnf)"
-            raise DeviceError("BadReply", message)
+            raise NotBound(message, evidence)
         self._bound = hashlib.sha256(certificate).digest()
 
     async def nonce(self, verb: Verb) -> DeviceNonce:
@@ -207,5 +215,5 @@ def _attested_key(evidence: bytes) -> bytes | None:
         message = cose.parse(token, protected=eat.PROTECTED_HEADERS, unprotected=eat.UNPROTECTED_HEADERS)
         key = eat.read_token(eat.decode_claims(message.payload)).confirmation_key
     except Reject as error:
-        raise DeviceError("BadReply", f"attest: {error}") from error
+        raise NotBound(f"attest: {error}", evidence) from error
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) if key is not None else None

@@ -136,6 +136,10 @@ class Code(StrEnum):
         "The device does not name the address that it was reached at: its answer may have been relayed.",
     )
     EAT_CNF = "eat.cnf", "The key in the token is not usable."
+    EAT_CHANNEL = (
+        "eat.channel",
+        "It came over TLS under another key than the one that the token names: somebody stands between.",
+    )
 
     POLICY_MISSING = "policy.missing", "There is no policy for the device."
     POLICY_INVALID = "policy.invalid", "The policy cannot be read."

@@ -16,8 +16,8 @@ Rules (tests name them):
 4. The network handler lists Devices and takes `network`; the serial handler takes `serial` and needs at least one glob.
    Addresses of enrolled Devices need not be given.
 5. `network.addresses` are IP addresses or ranges of them (CIDR), at most 4,096 hosts in all; `network.static` may be
-   names; a port other than 80 is given as host:port or network/prefix:port. `network.mdns` looks wherever somebody
-   announces `_flashjob._tcp`.
+   names; a port other than 80 is given as host:port or network/prefix:port. `https://` before it: TLS is spoken there,
+   at port 443 unless given. `network.mdns` looks wherever somebody announces `_flashjob._tcp`.
 6. A glob is absolute and has no `..`.
 7. A device is listed if `applications` holds its certified project name; an empty list holds any.
 """
@@ -33,7 +33,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from attestation.discovery.addresses import MAX_RANGE_HOSTS, Address, parse_address, parse_range
+from attestation.discovery.addresses import MAX_RANGE_HOSTS, Address, is_range, parse_address, parse_range
 
 MAX_BYTES: Final = 64 * 1024
 DEFAULT_INTERVAL_SECONDS: Final = 3600
@@ -65,11 +65,11 @@ class _Strict(BaseModel):
 
 
 def _hosts(text: str) -> Iterator[Address]:
-    return parse_range(text).hosts() if "/" in text else iter((parse_address(text),))
+    return parse_range(text).hosts() if is_range(text) else iter((parse_address(text),))
 
 
 def _ip(text: str) -> str:
-    if "/" in text:
+    if is_range(text):
         parse_range(text)
     elif not parse_address(text).numeric:
         raise ValueError(f"{text!r} is not an IP address; names go into network.static")
@@ -96,7 +96,7 @@ class Network(_Strict):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        count = sum(len(parse_range(text)) if "/" in text else 1 for text in self.addresses)
+        count = sum(len(parse_range(text)) if is_range(text) else 1 for text in self.addresses)
         if count > MAX_RANGE_HOSTS:
             raise ValueError(
                 f"addresses: {count} hosts, at most {MAX_RANGE_HOSTS}; make several Configurations of them"

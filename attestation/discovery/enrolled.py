@@ -18,7 +18,8 @@ class EnrolledDevice:
 
     Args:
         id: its ueid, hex.
-        address: where it is on the network by configuration, host:port; empty: as discovered, or not on the network.
+        address: where it is on the network by configuration, host:port or https://host:port; empty: as discovered, or
+            not on the network.
         endpoint: where it was last seen on the network; empty: nowhere.
         port: properties of the serial port it is behind; empty: not on a port.
         chip: its chip, as esp32s3; empty: not known.
@@ -100,7 +101,7 @@ class Look:
 
     Args:
         device_id: hex.
-        endpoint: where it was seen on the network, host:port; empty: nothing new.
+        endpoint: where it was seen on the network, host:port or https://host:port; empty: nothing new.
         judged: the last attestation; None: none yet.
         listing: what it is listed as; None: it is not listed.
     """

@@ -87,7 +87,7 @@ class Listing(Strict):
     evidence_sha256: Bytes32
     policy_hash: Bytes32
     endpoint: Annotated[str, Field(min_length=1, max_length=512)]
-    """Where it was attested: host:port, or serial:DEVPATH."""
+    """Where it was attested: host:port, with TLS https://host:port, or serial:DEVPATH."""
     tier: Annotated[RootOfTrust, BeforeValidator(_tier), PlainSerializer(str, return_type=str)]
 
     @property

@@ -5,7 +5,7 @@ Rules (tests name them):
 
 1. An announcement says where to look and nothing else; anybody can make one. Its `id` is not even read.
 2. A service counts with ``v=1`` and an IP address: its first IPv4 address, else its first IPv6 address that is not
-   link-local. Others are left out.
+   link-local. Others are left out. With ``tls=1`` TLS is spoken there.
 3. At most `MAX_SERVICES` count; the rest is left out, and that is logged once.
 4. Who says goodbye, or whose records ran out, no longer counts. An enrolled device that was met stays known elsewhere.
 5. Without a usable network interface it is tried again every `RETRY_SECONDS`.
@@ -148,4 +148,4 @@ def where(properties: Mapping[bytes, bytes | None], addresses: Sequence[str], po
     hosts = [ipaddress.ip_address(text.partition("%")[0]) for text in addresses]
     usable = [host for host in hosts if not (host.version == 6 and host.is_link_local)]
     usable.sort(key=lambda host: host.version)
-    return Address(str(usable[0]), port) if usable else None
+    return Address(str(usable[0]), port, properties.get(b"tls") == b"1") if usable else None

@@ -38,7 +38,7 @@ class Contact:
 
     Args:
         client: to ask it.
-        endpoint: host:port, or serial:DEVPATH.
+        endpoint: host:port, with TLS https://host:port, or serial:DEVPATH.
         reached: the address on the network; None: a serial port.
     """
 
@@ -64,7 +64,7 @@ class NetworkPlace:
         try:
             async with asyncio.timeout(NETWORK_SECONDS):
                 reached = self.address if self.address.numeric else await _resolve(self.address)
-                client = HttpDevice(reached.host, reached.port)
+                client = HttpDevice(reached.host, reached.port, tls=reached.tls)
                 try:
                     yield Contact(client, str(reached), reached)
                 finally:
@@ -116,5 +116,5 @@ async def _resolve(address: Address) -> Address:
         except (OSError, TimeoutError):
             continue
         writer.close()
-        return Address(host, address.port)
+        return address._replace(host=host)
     raise DeviceError("Unreachable", f"{address}: none of {', '.join(hosts)} takes a connection")

@@ -11,7 +11,8 @@ It is listed if
 
 3. the verifier accepts the evidence, with a slot that is VALID or UNDEFINED (never confirmed: the factory's);
 4. its root of trust is at least the policy's minimum;
-5. on the network: it names the address at which it was reached, else its answer may have been relayed;
+5. on the network: it names the address at which it was reached, and over TLS the key of the connection that brought
+   its answer, else that may have been relayed;
 6. it is not withheld (quarantine) and no task has it in hand;
 7. nothing it has said since contradicts the evidence: same device, same boot seed, same slot state; and it was not
    silent in `MISSES` looks in a row.
@@ -40,13 +41,14 @@ class Attestation:
 
     Args:
         device_id: who `info` said it was.
-        endpoint: host:port, or serial:DEVPATH.
+        endpoint: host:port, with TLS https://host:port, or serial:DEVPATH.
         reached: the address on the network; None: a serial port.
         nonce: what was asked.
         evidence: as received.
         boot_seed, slot_state: as `info` said just before.
         at: when, seconds of the steady clock.
         unix: when, Unix seconds.
+        bound: over TLS, whether the evidence names the key of the connection that brought it (HttpDevice, rule 4).
     """
 
     device_id: str
@@ -58,6 +60,7 @@ class Attestation:
     slot_state: int
     at: float
     unix: int
+    bound: bool = True
 
     def contradicted_by(self, info: Info) -> bool:
         """Rule 7."""
@@ -85,11 +88,15 @@ def due(last: Attestation | None, info: Info, *, now: float, interval: float) ->
 def judge(attestation: Attestation, verdict: Verdict) -> tuple[Judged, Listing | None]:
     """Rules 3 to 5: what to say of it, and what it may be listed as."""
     claims, reached = verdict.claims, attestation.reached
-    direct = claims is not None and (
+    there = claims is not None and (
         reached is None or any(same_address(own, reached) for own in claims.token.addresses)
     )
+    direct = there and attestation.bound
     if not verdict.accepted or claims is None:
         return Judged(verdict, str(verdict.code or ""), verdict.message, direct, attestation.unix), None
+    if not attestation.bound:
+        message = f"reached at {reached} under a TLS key that the evidence does not name (cnf): somebody stands between"
+        return Judged(verdict, str(Code.EAT_CHANNEL), message, asked_at=attestation.unix), None
     if not direct:
         own = ", ".join(claims.token.addresses) or "none"
         message = f"reached at {reached}, but the device names {own}: its answer may have been relayed"

@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
+from attestation.device_http import NotBound
 from attestation.device_protocol import DeviceError, Info
 from attestation.dice_chain import ChainCache
 from attestation.discovery import entries, mdns, rules
@@ -319,7 +320,11 @@ class Scanner:
 
     async def _attest(self, contact: Contact, info: Info) -> rules.Attestation:
         nonce, at, unix = self._random(32), self._steady(), int(self._unix())
-        evidence = await contact.client.attest(nonce)
+        bound = True
+        try:
+            evidence = await contact.client.attest(nonce)
+        except NotBound as error:  # judged as well: whose it is, and that it came by another's hands
+            evidence, bound = error.evidence, False
         return rules.Attestation(
             device_id=info.ueid.hex(),
             endpoint=contact.endpoint,
@@ -330,6 +335,7 @@ class Scanner:
             slot_state=info.slot_state,
             at=at,
             unix=unix,
+            bound=bound,
         )
 
     def _context(self, attestation: rules.Attestation) -> Context:

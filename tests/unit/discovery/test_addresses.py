@@ -26,9 +26,25 @@ def test_read(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "address", "written"),
+    [
+        ("https://192.0.2.7", Address("192.0.2.7", 443, True), "https://192.0.2.7:443"),
+        ("https://Porch-1.Example:8443", Address("porch-1.example", 8443, True), "https://porch-1.example:8443"),
+        ("https://[2001:db8::1]:80", Address("2001:db8::1", 80, True), "https://[2001:db8::1]:80"),
+    ],
+)
+def test_tls_is_part_of_an_address(text: str, address: Address, written: str) -> None:
+    assert parse_address(text) == address
+    assert str(address) == written
+    assert parse_address(written) == address
+    assert address != address._replace(tls=False), "another place"
+
+
+@pytest.mark.parametrize(
     "text",
     ["", ":80", "host:", "host:0", "host:65536", "host:8 0", "host:٣", "[::1", "[::1]80", "[host]:80", "a b", "-a",
-     "http://a", "1.2.3", "1.2.3.4.5", "999.1.1.1", "a..b", "x" * 300, "192.0.2.7/24", "::1%eth0%x y"],
+     "http://a", "https://", "https://a/", "https://https://a", "HTTPS://a",
+     "1.2.3", "1.2.3.4.5", "999.1.1.1", "a..b", "x" * 300, "192.0.2.7/24", "::1%eth0%x y"],
 )  # fmt: skip
 def test_refused(text: str) -> None:
     with pytest.raises(ValueError):
@@ -48,6 +64,7 @@ def test_the_same_address_in_other_words() -> None:
     assert same_address("[2001:DB8::1]:80", reached)
     assert not same_address("[2001:db8::1]:81", reached)
     assert not same_address("nonsense::", reached)
+    assert same_address("[2001:db8::1]:80", reached._replace(tls=True)), "a device names host and port"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +77,8 @@ def test_the_same_address_in_other_words() -> None:
         ("10.0.0.0/20", Address("10.0.0.1", 80), MAX_RANGE_HOSTS - 2),
         ("2001:db8::/116", Address("2001:db8::1", 80), MAX_RANGE_HOSTS - 1),
         ("[2001:db8::/126]:81", Address("2001:db8::1", 81), 3),
+        ("https://192.0.2.0/30", Address("192.0.2.1", 443, True), 2),
+        ("https://[2001:db8::/126]:81", Address("2001:db8::1", 81, True), 3),
     ],
 )
 def test_ranges(text: str, first: Address, count: int) -> None:

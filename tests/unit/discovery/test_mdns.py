@@ -24,6 +24,13 @@ def test_rule_2_one_address_of_each(addresses: list[str], found: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "tls"), [({}, False), ({b"tls": b"1"}, True), ({b"tls": b"0"}, False), ({b"tls": None}, False)]
+)
+def test_rule_2_tls_is_spoken_where_it_is_announced(said: dict[bytes, bytes | None], tls: bool) -> None:
+    assert mdns.where(TXT | said, ["192.0.2.7"], 8443) == Address("192.0.2.7", 8443, tls)
+
+
+@pytest.mark.parametrize(
     ("properties", "addresses", "port"),
     [
         ({}, ["192.0.2.7"], 80),

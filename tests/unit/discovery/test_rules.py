@@ -112,5 +112,16 @@ def test_rule_5_reached_elsewhere(own: list[str]) -> None:
     verdict: Verdict = judge(PHONE, PHONE.evidence(token=PHONE.token({eat.ADDRESSES: own})))
     judged, listing = rules.judge(answer(), verdict)
     assert (judged.code, listing) == ("eat.address", None)
+    _, over_tls = rules.judge(answer(HERE._replace(tls=True)), judge(PHONE))
+    assert over_tls is not None
+    assert over_tls.endpoint == "https://192.0.2.7:80"
     _, on_a_port = rules.judge(answer(reached=None), verdict)
     assert on_a_port is not None
+
+
+def test_rule_5_over_tls_under_another_key() -> None:
+    judged, listing = rules.judge(replace(answer(), bound=False), judge(PHONE))
+    assert (judged.code, listing, judged.is_itself) == ("eat.channel", None, False)
+    refused = judge(PHONE, policy=policy(PHONE, min_root_of_trust=RootOfTrust.ISOLATED), slot_states=frozenset())
+    judged, _ = rules.judge(replace(answer(), bound=False), refused)
+    assert (judged.code, judged.is_itself) == ("slot.state", False), "nor does a refusal say where the device is"
