@@ -4,7 +4,7 @@
 import asyncio
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,12 +15,10 @@ from attestation.cli import judging
 from attestation.cli.common import AsJson, Trust, json_or, now, open_trust, policy_from, print_json, verb
 from attestation.device_protocol import NONCE_SIZE, DeviceClient, Info
 
-_DEFAULT_PORT: Final = 80
-
 
 @verb
 def command(
-    where: Annotated[str, typer.Argument(metavar="URL|PORT", help="http://HOST:PORT, HOST:PORT, or a serial port.")],
+    where: Annotated[str, typer.Argument(metavar="URL|PORT", help="HOST:PORT, https://HOST:PORT, or a serial port.")],
     trust: Trust = None,
     policy: Annotated[str | None, typer.Option(help="Judge by this policy file, not by the device's own.")] = None,
     info_only: Annotated[bool, typer.Option("--info", help="Ask only who it says it is; nothing is proven.")] = False,
@@ -69,16 +67,14 @@ async def connect(where: str, baud: int) -> DeviceClient:
 
         return SerialDevice(await open_port(where, baud))
     from attestation.device_http import HttpDevice
+    from attestation.discovery.addresses import parse_address
 
-    text = where.removeprefix("http://").rstrip("/")
-    if text.startswith("https://") or "/" in text:
-        raise typer.BadParameter(f"{where} is neither http://HOST:PORT nor HOST:PORT nor a serial port's path")
-    host, sign, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    if not sign:
-        host, port = text, str(_DEFAULT_PORT)
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise typer.BadParameter(f"{where}: HOST:PORT is expected")
-    return HttpDevice(host.strip("[]"), int(port))
+    try:
+        address = parse_address(where.removeprefix("http://").rstrip("/"))
+    except ValueError as error:
+        message = f"{where} is neither HOST:PORT, with http:// or https:// before it or not, nor a serial port's path"
+        raise typer.BadParameter(message) from error
+    return HttpDevice(address.host, address.port, tls=address.tls)
 
 
 async def _info(where: str, baud: int) -> Info:

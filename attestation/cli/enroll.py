@@ -114,7 +114,8 @@ def first_use(
     policy: Policy,
     root_of_trust: Tier,
     where: Annotated[
-        str | None, typer.Argument(metavar="[URL|PORT]", help="Where to ask the device: HOST:PORT or a serial port.")
+        str | None,
+        typer.Argument(metavar="[URL|PORT]", help="Where to ask: HOST:PORT, https://HOST:PORT or a serial port."),
     ] = None,
     evidence: Annotated[str | None, typer.Option(help="Instead of asking: file with its evidence.")] = None,
     nonce: Annotated[str | None, typer.Option(help="With --evidence: the nonce it was asked with, hex.")] = None,

@@ -194,7 +194,7 @@ def test_ask_judges_a_live_device_and_suspends_a_twin(home: Path) -> None:
 def test_ask_says_what_is_wrong(home: Path) -> None:
     assert "Unreachable" in run("ask", "127.0.0.1:1", code=Exit.UNREACHABLE).stderr
     assert "Unreachable" in run("ask", "/dev/null", code=Exit.UNREACHABLE).stderr
-    for wrong in ("https://x:1", "x:port", "x:0", ":80", "a/b"):
+    for wrong in ("ftp://x:1", "https://", "https://x:1/a", "x:port", "x:0", ":80", "a/b"):
         run("ask", wrong, code=Exit.USAGE)
 
 
