@@ -93,6 +93,13 @@ class FlashTaskSpec(WireModel):
     ] = "Required"
 
 
+class Ran(WireModel):
+    """An installation, by the device's own proof."""
+
+    measurement: Annotated[Measurement, Field(description="What the device measured.")]
+    boot_id: Annotated[Hex, Field(description="The boot id in its certificate.")]
+
+
 class Permit(WireModel):
     """Written just before byte 1 of an attempt; an attempt counts from here."""
 
@@ -100,6 +107,7 @@ class Permit(WireModel):
     grant_id: Annotated[GrantId, Field(description="Drawn at the first permit; the boot id of the installation.")]
     fence: Annotated[int, Field(ge=0, description="What the device must not have seen a higher one of.")]
     at: Annotated[Timestamp, Field(description="When it was given.")]
+    before: Annotated[Ran | None, Field(description="What the device proved to run just before.")] = None
 
 
 class StageReport(WireModel):

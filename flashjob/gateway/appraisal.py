@@ -8,9 +8,10 @@ from attestation.eat import SlotState
 from attestation.errors import Code
 from attestation.policy import Measurement
 from flashjob.wire.gateway import Outcome, Purpose
+from flashjob.wire.pod import Before
 from flashjob.wire.reasons import Reason
 
-from .case import Case, Keys
+from .case import Case, Installation, Keys
 from .ruling import Finding, Judged
 
 VALID: Final = frozenset({SlotState.VALID})
@@ -48,6 +49,7 @@ def context(
         expected=expected,
         boot_ids=boot_ids,
         slot_states=slot_states,
+        data_images={} if expected is None else case.data_images,
     )
 
 
@@ -68,6 +70,16 @@ def as_installed(case: Case, evidence: bytes, keys: Keys, purpose: Purpose, now:
         context(case, keys, purpose, now, expected=case.wanted, boot_ids=case.grant_ids, slot_states=_INSTALLED),
         keys,
     )
+
+
+def gone_back(case: Case, evidence: bytes, keys: Keys, purpose: Purpose, now: int) -> verifier.DeviceClaims | None:
+    """Rule 15 of judge.py: the claims of a device that runs what it ran before the write; None of any other."""
+    unknown = case.before is not Before.KNOWN
+    verdict = appraised(evidence, context(case, keys, purpose, now, any_application=unknown), keys).verdict
+    if not verdict.accepted:
+        return None
+    claims = claims_of(verdict)
+    return claims if Installation(claims.measurement, claims.boot_id) in case.ran else None
 
 
 def issued_at(case: Case, answered: bytes) -> int:

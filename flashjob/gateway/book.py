@@ -35,9 +35,9 @@ from flashjob.wire.lock import Holder
 from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, LABEL_COMPONENT, AssignmentRef
 from flashjob.wire.reasons import Reason
 
-from .case import Case, PermitRecord, Subject
+from .case import Case, Subject
 from .progress import LIMIT as MOST_TASKS
-from .record import at_stage
+from .record import at_stage, permits_of
 from .service import Clock, Conflict, Gathered
 from .tokens import Caller, KeySet, identify
 
@@ -268,7 +268,7 @@ class CaseBook:
             timeouts=spec.timeouts,
             subject=self._subject(device),
             lease_transitions=lease.transitions if lease else 0,
-            permits=tuple(PermitRecord(p.attempt, p.grant_id, p.fence, p.at) for p in report.permits),
+            permits=permits_of(report),
             used_nonces=frozenset(report.used_nonces),
             judged=over or task.status.phase is Phase.UNKNOWN,
             held=self._held(task, device),

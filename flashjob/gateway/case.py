@@ -11,10 +11,19 @@ from attestation.dice_chain import ChainCache
 from attestation.keys import PrivateKey
 from attestation.nonce import KeyRing
 from attestation.policy import AttestationPolicySpec, Measurement
-from flashjob.wire.pod import Before, Safety, Timeouts, TransportKind
+from attestation.statement import SHA_256
+from flashjob.wire.pod import Before, Data, Safety, Timeouts, TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Measurement as PinnedMeasurement
 from flashjob.wire.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What runs on a device, by its own proof."""
+
+    measurement: Measurement
+    boot_id: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,8 @@ class PermitRecord:
     grant_id: str
     fence: int
     at: str
+    before: Installation | None = None
+    """What the device proved to run just before; None where it proved nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +94,22 @@ class Case:
         return frozenset(bytes.fromhex(p.grant_id) for p in self.permits)
 
     @property
+    def ran(self) -> frozenset[Installation]:
+        """What the device proved to run before any write of this task."""
+        return frozenset(p.before for p in self.permits if p.before is not None)
+
+    @property
     def wanted(self) -> frozenset[Measurement]:
         """The target's measurement, in every algorithm."""
         return frozenset(as_measurement(m) for m in self.target.measurements)
+
+    @property
+    def data_images(self) -> dict[str, frozenset[Measurement]]:
+        """The data images that this task writes, by label: with the target they are to be there."""
+        if self.safety.data is not Data.WIPE or self.transport is not TransportKind.SERIAL:
+            return {}
+        images = ((i.label, bytes.fromhex(i.digest.removeprefix("sha256:"))) for i in self.target.data_images)
+        return {label: frozenset({Measurement(SHA_256, value)}) for label, value in images}
 
 
 CHAINS: Final = 1_000

@@ -31,6 +31,10 @@ Rules (tests name them):
     attempt failed and may be made again. Every other rejection of evidence is a verdict.
 14. A delta is granted only from the measurement that was attested just before; else the grant is for the image. What the
     device makes of it is judged like any image: by the result.
+15. Evidence after the write that holds in every other rule and shows the very installation (measurement and boot id)
+    that the device proved before a write of this task convicts nobody: its first boot of the image failed, and its
+    bootloader went back. The attempt failed with WentBack, without a verdict, and may be made again. Anything else that
+    is not the target, and a device that proved nothing before, stays a verdict (rule 13).
 """
 
 from typing import Final
@@ -58,6 +62,7 @@ from .appraisal import (
     audience,
     claims_of,
     context,
+    gone_back,
     issued_at,
     reason_of,
     said_by,
@@ -70,6 +75,7 @@ from .ruling import NOTHING, Addition, Judged, Refused, rejection, require_open
 __all__ = ["confirm", "first_evidence", "issue_nonce", "permit"]
 
 _CONFIRM: Final = "confirm"
+_NOT_INSTALLED: Final = frozenset({Reason.MEASUREMENT_MISMATCH, Reason.BOOT_ID_MISMATCH})
 _NONCE_RANDOM: Final = slice(6, 6 + nonce.RANDOM_SIZE)
 
 
@@ -111,7 +117,7 @@ def first_evidence(case: Case, request: EvidenceRequest, keys: Keys, *, now: int
     judged = as_installed(case, request.evidence, keys, Purpose.AFTER, now)
     verdict = judged.verdict
     if not verdict.accepted:
-        raise _rejected(judged)
+        raise _rejected(case, judged, keys)
     claims, answered = claims_of(verdict), answered_nonce(verdict)
     if nonce_mark(answered) in case.used_nonces:
         raise Refused(Reason.EVIDENCE_REPLAYED, "the evidence after the write was used before")
@@ -170,11 +176,19 @@ def _second_nonce(case: Case, first: bytes, keys: Keys) -> bytes:
     return nonce.issue(keys.ring, case.subject.id, bound, now=issued_at(case, first), ttl=ttl, random=random)
 
 
-def _rejected(judged: Judged) -> Refused:
+def _rejected(case: Case, judged: Judged, keys: Keys) -> Refused:
+    """Rules 13 and 15."""
     verdict = judged.verdict
+    said = f"after the write: {said_by(verdict)}"
     if verdict.code is Code.NONCE_EXPIRED:
-        return Refused(Reason.ATTEST_TIMEOUT, f"after the write: {said_by(verdict)}", retryable=True)
-    return rejection(reason_of(verdict), f"after the write: {said_by(verdict)}", judged)
+        return Refused(Reason.ATTEST_TIMEOUT, said, retryable=True)
+    if reason_of(verdict) in _NOT_INSTALLED:
+        found = gone_back(case, judged.evidence, keys, Purpose.AFTER, judged.context.now)
+        if found is not None:
+            return Refused(
+                Reason.WENT_BACK, f"after the write it runs {found.application} {found.version} again, as before"
+            )
+    return rejection(reason_of(verdict), said, judged)
 
 
 def _not_confirmed(judged: Judged) -> Refused:
@@ -183,6 +197,6 @@ def _not_confirmed(judged: Judged) -> Refused:
     said = f"at the confirm: {said_by(verdict)}"
     if verdict.code in (Code.SLOT_STATE, Code.NONCE_EXPIRED):
         return Refused(Reason.CONFIRM_TIMEOUT, said)
-    if reason_of(verdict) in (Reason.MEASUREMENT_MISMATCH, Reason.BOOT_ID_MISMATCH):
+    if reason_of(verdict) in _NOT_INSTALLED:
         return Refused(Reason.RESET_BEFORE_CONFIRM, said)
     return rejection(reason_of(verdict), said, judged)

@@ -43,8 +43,9 @@ from flashjob.wire.gateway import (
 from flashjob.wire.pod import Assignment
 from flashjob.wire.reasons import Reason
 
-from .case import Case, Keys, PermitRecord, Subject
+from .case import Case, Keys, Subject
 from .evidence_sink import DirectorySink
+from .record import permits_of
 from .ruling import Finding, Refused
 from .service import Clock, Conflict, Gathered, Service
 
@@ -99,7 +100,7 @@ class BenchCases:
                 floors=self.trust.floors(ueid),
             ),
             lease_transitions=0,
-            permits=tuple(PermitRecord(p.attempt, p.grant_id, p.fence, p.at) for p in self.report.permits),
+            permits=permits_of(self.report),
             used_nonces=frozenset(self.report.used_nonces),
             judged=self.report.verdict is not None,
         )

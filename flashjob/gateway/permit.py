@@ -21,7 +21,7 @@ from .appraisal import (
     said_by,
     success,
 )
-from .case import Case, Keys, PermitRecord, as_measurement, nonce_mark
+from .case import Case, Installation, Keys, PermitRecord, as_measurement, nonce_mark
 from .ruling import Addition, Refused, rejection, require_open
 
 
@@ -73,6 +73,7 @@ def permit(
         grant_id=random.hex(),
         fence=max(case.lease_transitions, seen.stored_fence + 1 if seen else 0),
         at=at,
+        before=Installation(seen.measurement, seen.boot_id) if seen else None,
     )
     delta = _delta(request, seen)
     reply = PermitReply(

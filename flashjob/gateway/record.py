@@ -11,10 +11,11 @@ Rules:
 from typing import Final
 
 from attestation.policy import Measurement as Measured
-from flashjob.api.flashtask import FromTo, Permit, Report, StageReport, Verdict
+from flashjob.api.flashtask import FromTo, Permit, Ran, Report, StageReport, Verdict
 from flashjob.wire.gateway import Outcome, Stage
 from flashjob.wire.target import Measurement
 
+from .case import Installation, PermitRecord, as_measurement
 from .ruling import Addition, Finding
 
 _MOST_MARKS: Final = 64
@@ -32,7 +33,12 @@ def added(report: Report, addition: Addition, *, attempt: int, at: str) -> Repor
     permits = report.permits
     if addition.permit is not None:
         new = addition.permit
-        permits = (*permits, Permit(attempt=new.attempt, grant_id=new.grant_id, fence=new.fence, at=new.at))
+        ran = (
+            Ran(measurement=_measurement(new.before.measurement), boot_id=new.before.boot_id.hex())
+            if new.before
+            else None
+        )
+        permits = (*permits, Permit(attempt=new.attempt, grant_id=new.grant_id, fence=new.fence, at=new.at, before=ran))
     verdict = report.verdict
     if addition.finding is not None and (verdict is None or verdict.outcome is Outcome.REJECTED):
         verdict = as_verdict(addition.finding, attempt=attempt, at=at)
@@ -44,6 +50,20 @@ def added(report: Report, addition: Addition, *, attempt: int, at: str) -> Repor
             "verdict": verdict,
             "stage": None if addition.finding is not None else report.stage,
         }
+    )
+
+
+def permits_of(report: Report) -> tuple[PermitRecord, ...]:
+    """The permits as the judge reads them."""
+    return tuple(
+        PermitRecord(
+            p.attempt,
+            p.grant_id,
+            p.fence,
+            p.at,
+            Installation(as_measurement(p.before.measurement), bytes.fromhex(p.before.boot_id)) if p.before else None,
+        )
+        for p in report.permits
     )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which failures are tried again, and when.
 
-1. Retried: transport, port, timeouts, registry, gateway, lost pods, a confirm that did not get through, and an attempt
-   that the job's pause met before its permit. The next attempt attests first, so a device that already proves the target
-   is never written again.
+1. Retried: transport, port, timeouts, registry, gateway, lost pods, a confirm that did not get through, a device whose
+   first boot failed and that went back to what it ran, and an attempt that the job's pause met before its permit. The
+   next attempt attests first, so a device that already proves the target is never written again.
 2. Never retried: refusals, signatures, policy, and everything a device proved wrong (MeasurementMismatch, BootIdMismatch,
    evidence that does not hold). Trying again would not make it truer.
 3. A reason that is not known here is not retried.
@@ -43,6 +43,7 @@ RETRIED: Final = frozenset(
         Reason.ATTEST_TIMEOUT,
         Reason.CONFIRM_TIMEOUT,
         Reason.RESET_BEFORE_CONFIRM,
+        Reason.WENT_BACK,
         Reason.SILENT_AFTER_WRITE,
         Reason.POD_FAILED,
         Reason.POD_LOST,

@@ -332,6 +332,11 @@ class Reason(StrEnum):
         "the device reset before it was confirmed and went back",
         "it is retried",
     )
+    WENT_BACK = (
+        "WentBack",
+        "after the write the device proves what it proved before it: its first boot of the new image failed",
+        "it is retried; if it happens again, read its console: docs/runbooks/went-back.md",
+    )
     SILENT_AFTER_WRITE = (
         "SilentAfterWrite",
         "the device did not come back after the write",

@@ -48,7 +48,14 @@ CASES = {
         network({"kind": "LosesConfirm", "times": 3}), "Succeeded", "Proven", 2, attempts=2,
         last_attempt="ConfirmTimeout", job={"timeouts": HASTE, "strategy": LATER},
     ),
+    "browned-out": Case(
+        {**network(), "faults": [{"kind": "BrownOut"}]}, "Succeeded", "Proven", 2, attempts=2, last_attempt="WentBack"
+    ),
     # What goes wrong and stays so
+    "always-goes-back": Case(
+        {**network(), "faults": [{"kind": "BrownOut", "times": 9}]}, "Failed", "WentBack", 2, attempts=2,
+        last_attempt="WentBack",
+    ),
     "silent-port": Case(
         serial(kind="SilentPort"), "Failed", "PortSilent", 0, attempts=2, last_attempt="PortSilent",
         job={"timeouts": HASTE},

@@ -15,7 +15,8 @@ from attestation.policy import AttestationPolicySpec, Measurement, RootOfTrust
 from firmware_pipeline.esp.image import parse_image
 from firmware_pipeline.esp.measurement import measure
 from flashjob.api.flashtask import Report, Verdict
-from flashjob.gateway.case import Case, Keys, PermitRecord, Subject
+from flashjob.gateway.case import Case, Keys, Subject
+from flashjob.gateway.record import permits_of
 from flashjob.gateway.service import Clock, Conflict, Gathered, Service
 from flashjob.virtual.profile import DeviceIdentity
 from flashjob.wire.gateway import (
@@ -137,7 +138,7 @@ class Court:
                 boots=self.boots,
             ),
             lease_transitions=self.transitions,
-            permits=tuple(PermitRecord(p.attempt, p.grant_id, p.fence, p.at) for p in self.report.permits),
+            permits=permits_of(self.report),
             used_nonces=frozenset(self.report.used_nonces),
             judged=verdict is not None and (verdict.outcome != "Rejected" or verdict.attempt >= attempt),
             held=self.held,

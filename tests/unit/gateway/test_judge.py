@@ -11,6 +11,7 @@ import pytest
 from attestation.anchors import Floors
 from attestation.clones import Sighting
 from attestation.policy import RootOfTrust
+from flashjob.api.flashtask import Ran
 from flashjob.gateway.ruling import Refused
 from flashjob.virtual.adversaries import (
     OtherDevicesEvidence,
@@ -18,6 +19,7 @@ from flashjob.virtual.adversaries import (
     RollsBackBeforeConfirm,
     RunsOldImage,
     StaleBootId,
+    WrongSlot,
 )
 from flashjob.virtual.profile import make_identity
 from flashjob.wire.gateway import Outcome, PermitDecision, Purpose
@@ -228,6 +230,65 @@ async def test_9_the_old_image_after_the_write_is_a_mismatch() -> None:
     assert refused.reason == Reason.MEASUREMENT_MISMATCH
     assert court.verdict is not None
     assert (court.verdict.outcome, court.verdict.version) == (Outcome.REJECTED, "1.0")
+
+
+async def test_15_a_device_that_went_back_by_itself_is_no_liar() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    court.bench.reset()  # PENDING, unconfirmed: the bootloader goes back
+    refused = await refusal(court.prove())
+    assert refused.reason == Reason.WENT_BACK
+    assert "it runs porch 1.0 again" in refused.message
+    assert court.verdict is None, "the attempt failed, and nobody is convicted"
+    assert (await court.retried().whole_update()).outcome is Outcome.PROVEN
+    first, second = court.report.permits
+    assert first.before is not None
+    assert first.before == second.before
+
+
+async def test_15_who_always_goes_back_is_never_proven() -> None:
+    court = Court(Bench(behaviour=WrongSlot()), NEW)
+    for _ in range(3):
+        await court.write_and_reboot(await court.permit())
+        assert (await refusal(court.prove())).reason == Reason.WENT_BACK
+        court.bench.reset()
+        court.retried()
+    assert court.verdict is None
+
+
+async def test_15_without_proof_from_before_another_image_is_a_mismatch() -> None:
+    court = Court(Bench(behaviour=WrongSlot()), NEW, transport=TransportKind.SERIAL, before=Before.NONE)
+    court.transport, permit = TransportKind.NETWORK, await court.permit(unseen=True)
+    assert court.report.permits[0].before is None
+    assert permit.install_grant is None
+    assert (await refusal(court.prove())).reason == Reason.MEASUREMENT_MISMATCH
+
+
+async def test_15_an_earlier_attempts_proof_still_stands_where_the_next_had_none() -> None:
+    court = Court(Bench(behaviour=WrongSlot()), NEW)
+    await court.write_and_reboot(await court.permit())
+    court.retried().transport = TransportKind.SERIAL
+    await court.permit(unseen=True)
+    assert (await refusal(court.prove())).reason == Reason.WENT_BACK
+
+
+async def test_15_another_old_image_or_boot_than_the_one_before_is_a_verdict() -> None:
+    for change in ({"boot_id": "77" * 16}, {"measurement": {"scheme": "esp-image", "alg": -44, "value": "77" * 64}}):
+        court = Court(Bench(behaviour=WrongSlot()), NEW)
+        await court.write_and_reboot(await court.permit())
+        (permit,) = court.report.permits
+        assert permit.before is not None
+        before = Ran.model_validate(permit.before.model_dump() | change)
+        court.report = court.report.model_copy(update={"permits": (permit.model_copy(update={"before": before}),)})
+        assert (await refusal(court.prove())).reason == Reason.MEASUREMENT_MISMATCH
+        assert court.verdict is not None
+
+
+async def test_15_evidence_that_does_not_hold_says_nothing_of_going_back() -> None:
+    court = Court(Bench(behaviour=WrongSlot()), NEW)
+    await court.write_and_reboot(await court.permit())
+    court.policy_changes = {"authorityHashes": ["ab" * 64]}
+    assert (await refusal(court.prove())).reason == Reason.POLICY_REJECTED
 
 
 async def test_9_a_stale_boot_id_is_told_apart() -> None:
