@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
@@ -30,6 +31,9 @@ Hook = Callable[[Operation, int, int], None]
 FactoryContent: TypeAlias = Mapping[int, bytes]
 """Sector number -> its 4,096 bytes; what is not in it is erased. Never changed, so any number of chips share one."""
 
+_FEW: Final = 4
+_REMEMBERED: Final = 32
+"""Ranges of more than `_FEW` sectors that were read last, of all chips of the process."""
 _ERASED: Final = b"\xff" * SECTOR
 _NOTHING: Final[FactoryContent] = MappingProxyType({})
 
@@ -148,7 +152,8 @@ class Flash:
 
     def _read(self, offset: int, length: int) -> bytes:
         first, last = offset // SECTOR, (offset + length - 1) // SECTOR
-        data = b"".join(map(self._sector, range(first, last + 1)))
+        sectors = tuple(map(self._sector, range(first, last + 1)))
+        data = _joined(sectors) if len(sectors) > _FEW else b"".join(sectors)
         return data if len(data) == length else data[offset - first * SECTOR :][:length]
 
     def _put(self, offset: int, data: bytes) -> None:
@@ -176,6 +181,15 @@ class Flash:
         """Rule 5."""
         if self.hook is not None:
             self.hook(operation, offset, length)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _joined(sectors: tuple[bytes, ...]) -> bytes:
+    """What sectors hold together: for equal sectors the same object, so that who remembers by content compares nothing.
+
+    A fleet boots the same few images thousands of times.
+    """
+    return b"".join(sectors)
 
 
 def factory_content(parts: Iterable[tuple[int, bytes]]) -> FactoryContent:

@@ -98,6 +98,15 @@ def test_rule_6_what_is_equal_is_shared_and_what_differs_is_not() -> None:
         one.manufacture(factory_content([(SIZE, b"x")]))
 
 
+def test_rule_6_equal_content_is_one_object_however_it_came_there() -> None:
+    one, other = Flash(8 * SECTOR), Flash(8 * SECTOR)
+    one.manufacture(factory_content([(0, b"same")]))
+    other.program(0, b"same")
+    assert one.read(0, one.size) is other.read(0, other.size)
+    other.program(7 * SECTOR, b"not")
+    assert one.read(0, one.size) != other.read(0, other.size)
+
+
 @given(
     st.lists(
         st.one_of(
