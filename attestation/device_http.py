@@ -96,7 +96,7 @@ class HttpDevice:
 
     def _bind(self, evidence: bytes, certificate: bytes) -> None:
         """Rule 4."""
-        if _attested_key(evidence) != _key_of(certificate):
+        if _attested_key(evidence) != key_of(certificate):
             message = f"{self.host}:{self.port}: the TLS key is not the one that the evidence names (cnf)"
             raise NotBound(message, evidence)
         self._bound = hashlib.sha256(certificate).digest()
@@ -200,7 +200,8 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
     return bytes(data)
 
 
-def _key_of(certificate: bytes) -> bytes:
+def key_of(certificate: bytes) -> bytes:
+    """The key of a device's TLS certificate (DER), as SubjectPublicKeyInfo. Raises DeviceError ``BadReply``."""
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
     except ValueError as error:
