@@ -93,12 +93,13 @@ class SilentPort(Fault):
 class PowerCut(Fault):
     """The power fails just before the sector-th next sector of flash is changed (0 = the next one), and comes back.
 
-    What was written before stays; everything in RAM is gone. It strikes `times` times, counting anew after each.
+    What was written before stays; everything in RAM is gone. It strikes `times` times, counting anew after each. With
+    `back_seconds` None it comes back by a reset alone.
     """
 
     sector: int = 0
     during: Literal["program", "erase"] = "program"
-    back_seconds: float = 0.1
+    back_seconds: float | None = 0.1
     passed: int = 0
     """Sectors since it struck last."""
 

@@ -9,8 +9,10 @@ verdict PROVEN although the device does not run the wanted image, confirmed, at 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -47,9 +49,12 @@ from .bench import KEYS, OWNER, BenchJudge, Release, app, assignment, open_relea
 
 CHIPS: Final = ("esp32s2", "esp32s3", "esp32c3", "esp32c6", "esp32h2", "esp32p4", "esp32c5")
 PATIENCE: Final = Timeouts(boot_seconds=5, attest_seconds=20, write_seconds=60, confirm_seconds=5)
-AT_ONCE: Final = 32
+AT_ONCE: Final = 48
+"""Trials of one court. Some only wait for who never answers, and the others fill the time."""
 ATTEMPTS: Final = 3
 HEARINGS: Final = 3
+TOLD_EVERY: Final = 250
+"""Trials between two lines of progress."""
 TIME_ALONE: Final = frozenset(
     {
         "DeviceUnreachable",
@@ -140,7 +145,7 @@ class Tally:
 
     trials: int = 0
     adjourned: int = 0
-    """Trials that did not count: see `TIME_ALONE`. None on an idle machine."""
+    """Trials that did not count and were held anew: see `TIME_ALONE`. None on an idle machine."""
     false_successes: int = 0
     honest: int = 0
     proven: int = 0
@@ -175,12 +180,20 @@ class Court:
         root: an existing directory for layouts and ports.
         seed: of all that is drawn.
         trusting: judge every device by its own tier's rules and no more.
+        told: hears of the tally after each trial.
     """
 
-    def __init__(self, root: Path, seed: int = 0, *, trusting: bool = False) -> None:
-        self._trusting = trusting
+    def __init__(
+        self,
+        root: Path,
+        seed: int = 0,
+        *,
+        trusting: bool = False,
+        told: Callable[[Tally], None] = lambda _: None,
+    ) -> None:
+        self._trusting, self._told = trusting, told
         self._root, self._random, self._number = root, random.Random(seed), 0
-        self._releases: dict[tuple[str, bool], tuple[Release, Firmware]] = {}
+        self._releases: dict[str, tuple[Release, Firmware]] = {}
         self.tally = Tally()
 
     async def hear(self, cases: Sequence[Case], times: int, *, serial: bool = False) -> Tally:
@@ -264,13 +277,13 @@ class Court:
         return result.reason, judge, time.time() + shift
 
     async def _release(self, chip: str) -> tuple[Release, Firmware]:
-        if (chip, True) not in self._releases:
+        if chip not in self._releases:
             release = push(self._root, _new(chip), chip)
             work = self._root / "work"
             work.mkdir(exist_ok=True)
             firmware = await asyncio.to_thread(fetch, open_release(release), release.target, work)
-            self._releases[chip, True] = release, firmware
-        return self._releases[chip, True]
+            self._releases[chip] = release, firmware
+        return self._releases[chip]
 
     def _count(self, case: Case, reason: str, false_success: bool) -> None:
         tally = self.tally
@@ -279,13 +292,21 @@ class Court:
         tally.honest += case.honest
         tally.proven += case.honest and reason in ("Proven", "AlreadyRunning")
         tally.reasons.setdefault(case.name, Counter())[reason] += 1
+        self._told(tally)
 
 
-def hold(seed: int, times: int, cases: Sequence[str] = ()) -> Tally:
-    """A court of its own: for worker processes."""
+def hold(seed: int, times: int) -> Tally:
+    """A court of its own, for worker processes: all cases. It tells its progress on standard error."""
+    logging.getLogger("flashjob").setLevel(logging.ERROR)
+
+    def told(tally: Tally) -> None:
+        if tally.trials % TOLD_EVERY == 0:
+            done = f"court {seed}: {tally.trials} of {times * len(CASES)} trials"
+            found = f"{tally.false_successes} false successes, {len(tally.strays)} strays, {tally.adjourned} adjourned"
+            sys.stderr.write(f"{done}, {found}\n")
+
     with tempfile.TemporaryDirectory(prefix="flashjob-court-") as folder:
-        chosen = [case for case in CASES if not cases or case.name in cases]
-        return asyncio.run(Court(Path(folder), seed).hear(chosen, times))
+        return asyncio.run(Court(Path(folder), seed, told=told).hear(CASES, times))
 
 
 def leaked(identity: DeviceIdentity, image: bytes) -> Application:
