@@ -27,7 +27,6 @@ import aiohttp
 from pydantic import ValidationError
 
 from flashjob.errors import FlashJobError
-from flashjob.flasher.judge import Refused
 from flashjob.flasher.transports.base import problem
 from flashjob.wire.base import WireModel
 from flashjob.wire.gateway import (
@@ -42,9 +41,12 @@ from flashjob.wire.gateway import (
     PermitRequest,
     Problem,
     Progress,
+    RevertReply,
+    RevertRequest,
     VerdictReply,
 )
 from flashjob.wire.reasons import Reason
+from flashjob.wire.refusal import Refused
 
 _REQUEST_SECONDS = 10.0
 _PROGRESS_SECONDS = 2.0
@@ -180,6 +182,10 @@ class HttpJudge:
     async def confirm(self, request: ConfirmRequest) -> VerdictReply:
         """Hand in evidence that says VALID."""
         return await self._post("confirm", request, VerdictReply)
+
+    async def revert(self, request: RevertRequest) -> RevertReply:
+        """The order to give up an installation that was refused."""
+        return await self._post("revert", request, RevertReply)
 
     async def progress(self, progress: Progress) -> None:
         """Tell every replica how far the attempt is."""

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a flashing attempt asks of its judge: the gateway, or the same rules in this process at a bench.
 
-Every method raises `FlashJobError` (`Refused` where the judge itself said no) and nothing else.
+Every method raises `FlashJobError` (`wire.refusal.Refused` where the judge itself said no) and nothing else.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from flashjob.errors import FlashJobError
 from flashjob.wire.gateway import (
     ConfirmRequest,
     DeviceResult,
@@ -18,18 +17,11 @@ from flashjob.wire.gateway import (
     NonceRequest,
     PermitReply,
     PermitRequest,
-    Problem,
     Progress,
+    RevertReply,
+    RevertRequest,
     VerdictReply,
 )
-
-
-class Refused(FlashJobError):
-    """The judge's own no; `problem` is what it said."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.reason, problem.message, problem.next_step)
-        self.problem = problem
 
 
 class Judge(Protocol):
@@ -49,6 +41,10 @@ class Judge(Protocol):
 
     async def confirm(self, request: ConfirmRequest) -> VerdictReply:
         """Hand in evidence that says VALID; earns the verdict."""
+        ...
+
+    async def revert(self, request: RevertRequest) -> RevertReply:
+        """After a verdict that refuses the installation: the order to give it up."""
         ...
 
     async def progress(self, progress: Progress) -> None:

@@ -37,7 +37,7 @@ from flashjob.wire.reasons import Reason
 
 from .case import Case, Subject
 from .progress import LIMIT as MOST_TASKS
-from .record import at_stage, permits_of
+from .record import at_stage, permits_of, refused_of
 from .service import Clock, Conflict, Gathered
 from .tokens import Caller, KeySet, identify
 
@@ -270,6 +270,7 @@ class CaseBook:
             lease_transitions=lease.transitions if lease else 0,
             permits=permits_of(report),
             used_nonces=frozenset(report.used_nonces),
+            refused=refused_of(report, attempt),
             judged=over or task.status.phase is Phase.UNKNOWN,
             held=self._held(task, device),
         )

@@ -75,6 +75,8 @@ class Case:
     used_nonces: frozenset[str] = frozenset()
     judged: bool = False
     """This attempt has its verdict, or the whole task has one that is no rejection, or is over."""
+    refused: Installation | None = None
+    """What the device proved to run, by the evidence that this attempt was rejected for."""
     held: tuple[Reason, str] | None = None
     """Why no new write may start now (paused, deleted, suspended, ...): reason and message."""
 

@@ -31,6 +31,7 @@ from flashjob.wire.gateway import (
     Problem,
     Progress,
     ProgressList,
+    RevertRequest,
 )
 from flashjob.wire.pod import VIEWER_SERVICE_ACCOUNT
 from flashjob.wire.reasons import Reason
@@ -114,6 +115,7 @@ class Door:
                 web.post(f"{_TASK}/permit", self._permit),
                 web.post(f"{_TASK}/evidence", self._evidence),
                 web.post(f"{_TASK}/confirm", self._confirm),
+                web.post(f"{_TASK}/revert", self._revert),
                 web.post(f"{_TASK}/progress", self._progress),
                 web.post(f"{_TASK}/result", self._result),
             ]
@@ -162,6 +164,12 @@ class Door:
         log.info("verdict %s/%s attempt %d: %s %s", caller.namespace, task, body.attempt, reply.outcome, reply.reason)
         return _reply(reply)
 
+    async def _revert(self, request: web.Request) -> web.Response:
+        caller, task, body = await self._read(request, RevertRequest)
+        reply = await self._service.revert(caller.namespace, task, body)
+        log.info("revert %s/%s attempt %d", caller.namespace, task, body.attempt)
+        return _reply(reply)
+
     async def _progress(self, request: web.Request) -> web.Response:
         caller = pod_bound(self._caller(request))
         body = await _parsed(request, Progress)
@@ -199,8 +207,11 @@ def _reply(model: WireModel) -> web.Response:
     return web.Response(text=model.model_dump_json(by_alias=True, exclude_none=True), content_type="application/json")
 
 
-def _problem(status: int, reason: str, message: str, next_step: str = "", retryable: bool = False) -> web.Response:
-    problem = Problem(reason=reason, message=message[:1024], next_step=next_step[:512], retryable=retryable)
+def _problem(status: int, reason: str, message: str, next_step: str = "") -> web.Response:
+    return _said(status, Problem(reason=reason, message=message[:1024], next_step=next_step[:512]))
+
+
+def _said(status: int, problem: Problem) -> web.Response:
     return web.json_response(text=problem.model_dump_json(by_alias=True), status=status)
 
 
@@ -213,7 +224,7 @@ async def _problems(
         return await handler(request)
     except Refused as error:
         log.info("refused %s: %s", request.rel_url.raw_path, error.message)
-        return _problem(_STATUS.get(error.reason, 409), error.reason, error.message, error.next_step, error.retryable)
+        return _said(_STATUS.get(error.reason, 409), error.problem)
     except Malformed as error:
         return _problem(400, error.reason, error.message, error.next_step)
     except FlashJobError as error:

@@ -38,6 +38,8 @@ from flashjob.wire.gateway import (
     PermitReply,
     PermitRequest,
     Progress,
+    RevertReply,
+    RevertRequest,
     VerdictReply,
 )
 from flashjob.wire.pod import Assignment
@@ -45,7 +47,7 @@ from flashjob.wire.reasons import Reason
 
 from .case import Case, Keys, Subject
 from .evidence_sink import DirectorySink
-from .record import permits_of
+from .record import permits_of, refused_of
 from .ruling import Finding, Refused
 from .service import Clock, Conflict, Gathered, Service
 
@@ -102,6 +104,7 @@ class BenchCases:
             lease_transitions=0,
             permits=permits_of(self.report),
             used_nonces=frozenset(self.report.used_nonces),
+            refused=refused_of(self.report, attempt),
             judged=self.report.verdict is not None,
         )
         return Gathered(case, self.report, str(self.version))
@@ -184,6 +187,10 @@ class BenchJudge:
     async def confirm(self, request: ConfirmRequest) -> VerdictReply:
         """Evidence that says VALID; earns the verdict."""
         return await self._service.confirm("bench", self._assignment.task, request)
+
+    async def revert(self, request: RevertRequest) -> RevertReply:
+        """The order to give up an installation that was refused."""
+        return await self._service.revert("bench", self._assignment.task, request)
 
     async def progress(self, progress: Progress) -> None:
         """The flasher's listener draws the bar; there is nobody else to tell."""

@@ -46,7 +46,7 @@ def permit(
     """
     require_open(case)
     if case.held is not None:
-        raise Refused(*case.held, retryable=case.held[0] is Reason.PAUSED)
+        raise Refused(*case.held)
     seen: verifier.DeviceClaims | None = None
     marks: tuple[str, ...] = ()
     if request.evidence is None:
@@ -113,9 +113,7 @@ def _may_go_unseen(case: Case) -> None:
     serial = case.transport is TransportKind.SERIAL
     if case.permit is not None or (serial and (case.before is Before.NONE or case.permits)):
         return
-    raise Refused(
-        Reason.BEFORE_ATTESTATION_FAILED, "the device must prove its identity before the first byte", retryable=True
-    )
+    raise Refused(Reason.BEFORE_ATTESTATION_FAILED, "the device must prove its identity before the first byte")
 
 
 def _release(case: Case, data: bytes | None) -> None:
@@ -176,9 +174,7 @@ def _install_grant(
     case: Case, record: PermitRecord, request: PermitRequest, keys: Keys, delta: DeltaOffer | None
 ) -> bytes:
     if request.device_nonce is None or request.release is None:
-        raise Refused(
-            Reason.DEVICE_REFUSED, "a permit over the network needs the device's install nonce", retryable=True
-        )
+        raise Refused(Reason.DEVICE_REFUSED, "a permit over the network needs the device's install nonce")
     target = case.target
     # Devices compare with their own hash of the slot, and SHA-256 is the one that every bootloader has.
     result = min(case.wanted, key=lambda m: len(m.value))

@@ -67,6 +67,16 @@ def permits_of(report: Report) -> tuple[PermitRecord, ...]:
     )
 
 
+def refused_of(report: Report, attempt: int) -> Installation | None:
+    """What the device proved to run when this attempt was rejected; None where it was not, or proved nothing."""
+    verdict = report.verdict
+    if verdict is None or verdict.outcome is not Outcome.REJECTED or verdict.attempt != attempt:
+        return None
+    if verdict.measurement is None or verdict.boot_id is None:
+        return None
+    return Installation(as_measurement(verdict.measurement), bytes.fromhex(verdict.boot_id))
+
+
 def _ran(before: tuple[str, str] | None) -> FromTo | None:
     return FromTo(application=before[0][:32], version=before[1][:32]) if before else None
 

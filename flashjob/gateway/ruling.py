@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from attestation import verifier
-from flashjob.errors import FlashJobError
+from flashjob.wire import refusal
 from flashjob.wire.gateway import Outcome, Problem
 from flashjob.wire.reasons import Reason
 
@@ -55,28 +55,45 @@ class Addition:
 NOTHING: Final = Addition()
 
 
-class Refused(FlashJobError):
-    """No. `addition` is what must be recorded all the same; `retryable` means that the same attempt may ask again."""
+class Refused(refusal.Refused):
+    """No.
 
-    def __init__(self, reason: Reason, message: str, *, retryable: bool = False, addition: Addition = NOTHING) -> None:
-        super().__init__(reason, message, reason.next_step)
-        self.retryable = retryable
-        self.addition = addition
+    Args:
+        reason, message: why.
+        retryable: fresh evidence in the same attempt may do.
+        judged: the attempt has its verdict.
+        addition: what must be recorded all the same.
+    """
 
-    @property
-    def problem(self) -> Problem:
-        """As it goes over the wire."""
-        return Problem(
-            reason=str(self.reason), message=self.message[:1024], next_step=self.next_step, retryable=self.retryable
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        retryable: bool = False,
+        judged: bool = False,
+        addition: Addition = NOTHING,
+    ) -> None:
+        super().__init__(
+            Problem(
+                reason=str(reason),
+                message=message[:1024],
+                next_step=reason.next_step,
+                retryable=retryable,
+                judged=judged,
+            )
         )
+        self.addition = addition
 
 
 def rejection(reason: Reason, message: str, judged: Judged | None = None) -> Refused:
     """A refusal that is a verdict: the attempt is over."""
-    return Refused(reason, message, addition=Addition(finding=Finding(Outcome.REJECTED, reason, message, judged)))
+    finding = Finding(Outcome.REJECTED, reason, message, judged)
+    return Refused(reason, message, judged=True, addition=Addition(finding=finding))
 
 
 def require_open(case: Case) -> None:
     """Rule 1 of judge.py. Raises Refused."""
     if case.judged:
-        raise Refused(Reason.EVIDENCE_REPLAYED, f"attempt {case.attempt} of {case.task} has been judged already")
+        said = f"attempt {case.attempt} of {case.task} has been judged already"
+        raise Refused(Reason.EVIDENCE_REPLAYED, said, judged=True)

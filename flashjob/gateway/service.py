@@ -22,6 +22,8 @@ from flashjob.wire.gateway import (
     NonceRequest,
     PermitReply,
     PermitRequest,
+    RevertReply,
+    RevertRequest,
     VerdictReply,
 )
 from flashjob.wire.reasons import Reason
@@ -127,6 +129,11 @@ class Service:
         return await self._rule(
             namespace, task, request.attempt, lambda case, now: judge.confirm(case, request, self.keys, now=int(now))
         )
+
+    async def revert(self, namespace: str, task: str, request: RevertRequest) -> RevertReply:
+        """The order to give up an installation that was refused. Raises Refused."""
+        gathered = await self.cases.gather(namespace, task, request.attempt)
+        return judge.revert(gathered.case, request, self.keys)
 
     async def _rule(
         self, namespace: str, task: str, attempt: int, rule: Callable[[Case, float], tuple[R, Addition]]

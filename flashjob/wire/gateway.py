@@ -8,6 +8,7 @@ Every request names task and attempt; the pod proves who it is by its projected 
     POST /v1/tasks/{task}/permit     PermitRequest    -> PermitReply
     POST /v1/tasks/{task}/evidence   EvidenceRequest  -> EvidenceReply
     POST /v1/tasks/{task}/confirm    ConfirmRequest   -> VerdictReply
+    POST /v1/tasks/{task}/revert     RevertRequest    -> RevertReply
     POST /v1/tasks/{task}/progress   Progress         -> 204
     POST /v1/tasks/{task}/result     DeviceResult     -> 204
     GET  /v1/tasks/{task}/address                     -> AddressReply
@@ -47,12 +48,13 @@ class Stage(StrEnum):
 
 
 class Problem(WireModel):
-    """Why the answer is no. `retryable` is a hint to the pod within its attempt, never a verdict."""
+    """Why the answer is no."""
 
     reason: ReasonCode
     message: Annotated[str, Field(max_length=1024)]
     next_step: Annotated[str, Field(max_length=512)] = ""
-    retryable: bool = False
+    retryable: Annotated[bool, Field(description="The same question may be put again with fresh evidence.")] = False
+    judged: Annotated[bool, Field(description="This attempt has its verdict; it gets no other.")] = False
 
 
 class NonceRequest(WireModel):
@@ -141,6 +143,22 @@ class ConfirmRequest(WireModel):
 
     attempt: Annotated[int, Field(ge=1, le=100)]
     evidence: Annotated[Blob, Field(min_length=1, max_length=4096)]
+
+
+class RevertRequest(WireModel):
+    """Asks for the order to give up the installation that this attempt was refused for."""
+
+    attempt: Annotated[int, Field(ge=1, le=100)]
+    device_nonce: Annotated[
+        Blob,
+        Field(min_length=16, max_length=16, description="From the device's nonce message, verb revert."),
+    ]
+
+
+class RevertReply(WireModel):
+    """The order; the device boots what it ran before. It changes nothing about the verdict."""
+
+    revert_grant: Annotated[Blob, Field(max_length=1024)]
 
 
 class Outcome(StrEnum):

@@ -337,6 +337,11 @@ class Reason(StrEnum):
         "after the write the device proves what it proved before it: its first boot of the new image failed",
         "it is retried; if it happens again, read its console: docs/runbooks/went-back.md",
     )
+    NOTHING_TO_REVERT = (
+        "NothingToRevert",
+        "no installation of this attempt was refused by a verdict, so none is to be given up",
+        "nothing: a device goes back by itself unless it is confirmed",
+    )
     SILENT_AFTER_WRITE = (
         "SilentAfterWrite",
         "the device did not come back after the write",

@@ -34,13 +34,12 @@ from firmware_pipeline.esp.measurement import measure
 from firmware_pipeline.inputs.files import load_files
 from firmware_pipeline.store import ArtifactStore
 from flashjob.flasher.fetch import fetch
-from flashjob.flasher.judge import Refused
 from flashjob.flasher.run import Attempt
 from flashjob.flasher.transports.base import Transport
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.gateway import judge, ruling
-from flashjob.gateway.case import Case, Keys, Subject
+from flashjob.gateway.case import Case, Installation, Keys, Subject
 from flashjob.virtual import secure_boot
 from flashjob.virtual.adversaries import Behaviour
 from flashjob.virtual.device import Mode, VirtualDevice
@@ -57,9 +56,12 @@ from flashjob.wire.gateway import (
     PermitReply,
     PermitRequest,
     Progress,
+    RevertReply,
+    RevertRequest,
     VerdictReply,
 )
 from flashjob.wire.pod import Assignment, Before, Timeouts, TransportKind
+from flashjob.wire.refusal import Refused
 from flashjob.wire.target import Measurement, Target
 
 GRANT_KEY = ec.derive_private_key(0x1234567, ec.SECP256R1())
@@ -204,6 +206,7 @@ class BenchJudge:
         self.outcome: Outcome | None = None
         self.code = ""
         """The verifier's own code, where evidence was rejected."""
+        self.reverts = 0
         self.results: list[DeviceResult] = []
         self.seen: list[Progress] = []
         self.device = device
@@ -211,7 +214,11 @@ class BenchJudge:
     def next_attempt(self) -> None:
         """The task is tried again: permits and used nonces stay."""
         self.case = replace(
-            self.case, attempt=self.case.attempt + 1, lease_transitions=self.case.lease_transitions + 1, judged=False
+            self.case,
+            attempt=self.case.attempt + 1,
+            lease_transitions=self.case.lease_transitions + 1,
+            judged=False,
+            refused=None,
         )
 
     async def nonce(self, request: NonceRequest) -> NonceReply:
@@ -252,6 +259,12 @@ class BenchJudge:
         self._add(addition)
         return reply
 
+    async def revert(self, request: RevertRequest) -> RevertReply:
+        """The order to go back."""
+        reply = judge.revert(self.case, request, KEYS)
+        self.reverts += 1
+        return reply
+
     async def progress(self, progress: Progress) -> None:
         """Remembered."""
         self.seen.append(progress)
@@ -266,7 +279,7 @@ class BenchJudge:
 
     def _no(self, refused: ruling.Refused) -> Refused:
         self._add(refused.addition)
-        return Refused(refused.problem)
+        return refused
 
     def _add(self, addition: ruling.Addition) -> None:
         permits = (*self.case.permits, addition.permit) if addition.permit else self.case.permits
@@ -275,11 +288,21 @@ class BenchJudge:
             permits=permits,
             used_nonces=self.case.used_nonces | set(addition.used_nonces),
             judged=self.case.judged or addition.finding is not None,
+            refused=_refused(addition) or self.case.refused,
         )
         if addition.finding is not None:
             self.outcome = addition.finding.outcome
             verdict = addition.finding.verdict
             self.code = str(verdict.code) if verdict is not None and verdict.code is not None else ""
+
+
+def _refused(addition: ruling.Addition) -> Installation | None:
+    """What a rejection in this addition was about."""
+    finding = addition.finding
+    claims = finding.verdict.claims if finding is not None and finding.verdict is not None else None
+    if finding is None or claims is None or finding.outcome is not Outcome.REJECTED:
+        return None
+    return Installation(claims.measurement, claims.boot_id)
 
 
 class Bench:

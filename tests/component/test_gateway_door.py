@@ -20,7 +20,6 @@ from attestation.grants import Verb
 from flashjob.cluster.resources import FLASHTASKS, PODS
 from flashjob.errors import FlashJobError
 from flashjob.flasher.gateway_client import GatewayClient
-from flashjob.flasher.judge import Refused
 from flashjob.gateway.door import Door
 from flashjob.gateway.progress import ProgressBoard
 from flashjob.sandbox.pki import Authority
@@ -36,6 +35,7 @@ from flashjob.wire.gateway import (
     Stage,
 )
 from flashjob.wire.pod import VIEWER_SERVICE_ACCOUNT
+from flashjob.wire.refusal import Refused
 from tests.unit.gateway.office import JOB, POD, SPACE, TASK, Office, open_office
 from tests.unit.gateway.test_tokens import FOREIGN_KEY, bound, claims, token
 from tests.unit.virtual.workbench import GRANT_KEY

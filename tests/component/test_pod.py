@@ -21,7 +21,6 @@ from cryptography.x509.oid import NameOID
 from pydantic import BaseModel
 
 from flashjob.flasher.esptool import Esptool
-from flashjob.flasher.judge import Refused
 from flashjob.virtual.adversaries import RunsOldImage
 from flashjob.virtual.device import Mode, VirtualDevice
 from flashjob.virtual.faults import ChipHangs
@@ -36,8 +35,10 @@ from flashjob.wire.gateway import (
     PermitRequest,
     PodResult,
     Progress,
+    RevertRequest,
 )
 from flashjob.wire.pod import Assignment, Assignments
+from flashjob.wire.refusal import Refused
 
 from .bench import QUICK, Bench, BenchJudge, Release, app, assignment, new_app, push, runs
 
@@ -47,6 +48,7 @@ REQUESTS: dict[str, type[BaseModel]] = {
     "permit": PermitRequest,
     "evidence": EvidenceRequest,
     "confirm": ConfirmRequest,
+    "revert": RevertRequest,
     "progress": Progress,
     "result": DeviceResult,
 }

@@ -20,7 +20,6 @@ import requests
 from firmware_pipeline import api
 from flashjob.flasher.fetch import fetch
 from flashjob.flasher.gateway_client import GatewayClient, HttpJudge
-from flashjob.flasher.judge import Refused
 from flashjob.flasher.run import Attempt
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.wire.gateway import (
@@ -35,6 +34,7 @@ from flashjob.wire.gateway import (
     VerdictReply,
 )
 from flashjob.wire.pod import ENV_ASSIGNMENTS, POD_SERVICE_ACCOUNT, TOKEN_AUDIENCE, Assignment, Assignments
+from flashjob.wire.refusal import Refused
 
 from .world import NEW, Obj, Place, World, condition, end_of, pods_held
 

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from flashjob.errors import FlashJobError
 from flashjob.flasher.gateway_client import GatewayClient
-from flashjob.flasher.judge import Refused
 from flashjob.wire.gateway import NonceReply, NonceRequest, Progress, Purpose, Stage
+from flashjob.wire.refusal import Refused
 
 NONCE = NonceReply(nonce=b"n" * 32, ttl_seconds=60)
 REQUEST = NonceRequest(attempt=1, purpose=Purpose.BEFORE)

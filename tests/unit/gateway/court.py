@@ -16,7 +16,7 @@ from firmware_pipeline.esp.image import parse_image
 from firmware_pipeline.esp.measurement import measure
 from flashjob.api.flashtask import Report, Verdict
 from flashjob.gateway.case import Case, Keys, Subject
-from flashjob.gateway.record import permits_of
+from flashjob.gateway.record import permits_of, refused_of
 from flashjob.gateway.service import Clock, Conflict, Gathered, Service
 from flashjob.virtual.profile import DeviceIdentity
 from flashjob.wire.gateway import (
@@ -27,6 +27,7 @@ from flashjob.wire.gateway import (
     PermitReply,
     PermitRequest,
     Purpose,
+    RevertRequest,
     VerdictReply,
 )
 from flashjob.wire.pod import Before, Safety, Timeouts, TransportKind
@@ -141,6 +142,7 @@ class Court:
             permits=permits_of(self.report),
             used_nonces=frozenset(self.report.used_nonces),
             judged=verdict is not None and (verdict.outcome != "Rejected" or verdict.attempt >= attempt),
+            refused=refused_of(self.report, attempt),
             held=self.held,
         )
         return Gathered(case, self.report, str(self.version))
@@ -186,6 +188,10 @@ class Court:
 
     async def confirm(self, evidence: bytes) -> VerdictReply:
         return await self.service.confirm("ns", "t", ConfirmRequest(attempt=self.attempt, evidence=evidence))
+
+    async def revert(self) -> bytes:
+        request = RevertRequest(attempt=self.attempt, device_nonce=self.bench.nonce(Verb.REVERT))
+        return (await self.service.revert("ns", "t", request)).revert_grant
 
     def hand_over(self, reply: EvidenceReply) -> bytes:
         """Give the confirm grant to the device; its answer."""

@@ -137,6 +137,25 @@ async def test_a_whole_update_over_http(world: World) -> None:
     assert (status, problem.reason) == (409, "EvidenceReplayed"), "the same proof again is a replay"
 
 
+async def test_a_refused_installation_is_reverted_over_http(world: World) -> None:
+    court = world.court
+    await court.write_and_reboot(await court.permit())
+    court.policy_changes = {"authorityHashes": ["ab" * 64]}
+    evidence = court.bench.evidence(await court.nonce(Purpose.AFTER))
+    body = {"attempt": 1, "evidence": b64url(evidence), "deviceNonce": b64url(court.bench.nonce(Verb.CONFIRM))}
+    status, problem = await world.ask("/v1/tasks/t/evidence", body)
+    assert (status, problem.reason, problem.judged) == (409, "PolicyRejected", True)
+    body = {"attempt": 1, "deviceNonce": b64url(court.bench.nonce(Verb.REVERT))}
+    status, answer = await world.ask("/v1/tasks/t/revert", body)
+    assert status == 200
+    assert court.bench.send_bytes(unb64(answer["revertGrant"])).reboot
+
+
+async def test_nothing_to_revert_over_http(world: World) -> None:
+    status, problem = await world.ask("/v1/tasks/t/revert", {"attempt": 1, "deviceNonce": "A" * 22})
+    assert (status, problem.reason) == (409, "NothingToRevert")
+
+
 def unb64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
@@ -146,6 +165,7 @@ PATHS = [
     ("/v1/tasks/t/permit", {"attempt": 1}),
     ("/v1/tasks/t/evidence", {"attempt": 1, "evidence": "AAAA", "deviceNonce": "A" * 22}),
     ("/v1/tasks/t/confirm", {"attempt": 1, "evidence": "AAAA"}),
+    ("/v1/tasks/t/revert", {"attempt": 1, "deviceNonce": "A" * 22}),
     ("/v1/tasks/t/progress", PROGRESS),
     ("/v1/tasks/t/result", {"task": "t", "attempt": 1, "stage": "Writing", "ok": False, "reason": "X2"}),
     ("/v1/tasks/t/address", None),
@@ -222,6 +242,8 @@ async def test_address_is_given_to_the_assigned_pod(world: World) -> None:
         ("evidence", {"attempt": 1, "evidence": "", "deviceNonce": "A" * 22}, "evidence"),
         ("evidence", {"attempt": 1, "evidence": "AAAA"}, "deviceNonce"),
         ("confirm", {"attempt": 1}, "evidence"),
+        ("revert", {"attempt": 1, "deviceNonce": "AAAA"}, "deviceNonce"),
+        ("revert", {"attempt": 1, "deviceNonce": "A" * 22, "grantId": "ab" * 16}, "grantId"),
         ("progress", {**PROGRESS, "stage": "Dreaming"}, "stage"),
         ("progress", {**PROGRESS, "done": -1}, "done"),
         ("result", {"task": "t", "attempt": 1, "stage": "Writing", "ok": False, "reason": "not a code"}, "reason"),
@@ -258,7 +280,7 @@ async def test_3_what_is_wrong_with_the_matter_is_409(world: World) -> None:
     world.court.held = (Reason.PAUSED, "job j is paused")
     evidence = world.court.bench.evidence(await world.court.nonce(Purpose.BEFORE))
     status, problem = await world.ask("/v1/tasks/t/permit", {"attempt": 1, "evidence": b64url(evidence)})
-    assert (status, problem.reason, problem.retryable) == (409, "Paused", True)
+    assert (status, problem.reason, problem.retryable) == (409, "Paused", False)
     assert problem.message == "job j is paused"
     assert problem.next_step == Reason.PAUSED.next_step
 

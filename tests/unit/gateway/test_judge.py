@@ -68,7 +68,7 @@ async def test_2_a_held_task_gets_no_permit(reason: Reason) -> None:
     court = Court(Bench(), NEW, held=(reason, "because"))
     refused = await refusal(court.permit())
     assert refused.reason == reason
-    assert refused.retryable == (reason is Reason.PAUSED)
+    assert not refused.problem.retryable, "fresh evidence does not help"
     assert court.writes == 0
 
 
@@ -399,7 +399,59 @@ async def test_13_an_expired_nonce_is_retryable() -> None:
     evidence = court.bench.evidence(await court.nonce(Purpose.AFTER))
     court.bench.now += 121
     refused = await refusal(court.prove(evidence))
-    assert (refused.reason, refused.retryable, court.verdict) == (Reason.ATTEST_TIMEOUT, True, None)
+    assert (refused.reason, refused.problem.retryable, court.verdict) == (Reason.ATTEST_TIMEOUT, True, None)
+
+
+async def test_16_a_refused_installation_may_be_reverted() -> None:
+    court = Court(Bench(), NEW)
+    await court.write_and_reboot(await court.permit())
+    court.policy_changes = {"authorityHashes": ["ab" * 64]}
+    assert (await refusal(court.prove())).problem.judged
+    writes = court.writes
+    reply = court.bench.send_bytes(await court.revert())
+    assert (reply.status, reply.reboot, court.writes) == (200, True, writes), "nothing more is recorded"
+    assert court.bench.reset().boot.version == "1.0"
+
+
+async def test_16_a_liar_may_be_reverted_for_the_installation_that_it_claims() -> None:
+    court = Court(Bench(behaviour=RunsOldImage()), NEW)
+    await court.write_and_reboot(await court.permit())
+    assert (await refusal(court.prove())).reason == Reason.MEASUREMENT_MISMATCH
+    assert court.bench.send_bytes(await court.revert()).status == 200
+
+
+async def test_16_nothing_is_reverted_without_a_verdict_that_refuses_it() -> None:
+    court = Court(Bench(), NEW)
+    assert (await refusal(court.revert())).reason == Reason.NOTHING_TO_REVERT
+    await court.write_and_reboot(await court.permit())
+    assert (await refusal(court.revert())).reason == Reason.NOTHING_TO_REVERT, "it is being proven"
+    await court.confirm(court.hand_over(await court.prove()))
+    assert (await refusal(court.revert())).reason == Reason.NOTHING_TO_REVERT, "a success stands"
+
+
+async def test_16_only_the_refused_attempt_itself_may_revert() -> None:
+    court = Court(Bench(behaviour=RunsOldImage()), NEW)
+    await court.write_and_reboot(await court.permit())
+    await refusal(court.prove())
+    assert (await refusal(court.retried().revert())).reason == Reason.NOTHING_TO_REVERT
+
+
+async def test_16_an_installation_of_somebody_else_is_not_reverted() -> None:
+    court = Court(Bench(behaviour=StaleBootId()), NEW)
+    await court.write_and_reboot(await court.permit())
+    assert (await refusal(court.prove())).reason == Reason.BOOT_ID_MISMATCH
+    assert (await refusal(court.revert())).reason == Reason.NOTHING_TO_REVERT
+
+
+async def test_16_nothing_goes_back_to_what_nobody_knows() -> None:
+    court = Court(Bench(behaviour=RunsOldImage()), NEW)
+    await court.write_and_reboot(await court.permit())
+    (permit,) = court.report.permits
+    court.report = court.report.model_copy(update={"permits": (permit.model_copy(update={"before": None}),)})
+    await refusal(court.prove())
+    refused = await refusal(court.revert())
+    assert refused.reason == Reason.NOTHING_TO_REVERT
+    assert "proved nothing before" in refused.message
 
 
 async def test_two_replicas_one_nonce_one_verdict() -> None:

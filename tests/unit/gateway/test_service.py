@@ -55,7 +55,7 @@ async def test_endless_conflicts_end_retryable() -> None:
     court = Court(Bench(), NEW, conflicts=5)
     with pytest.raises(Refused) as refused:
         await court.permit()
-    assert (refused.value.reason, refused.value.retryable) == (Reason.GATEWAY_UNAVAILABLE, True)
+    assert (refused.value.reason, refused.value.problem.retryable) == (Reason.GATEWAY_UNAVAILABLE, True)
     assert court.writes == 0
     assert (await court.permit()).grant_id, "the pod asks again, and it is fine"
 
