@@ -42,6 +42,7 @@ from flashjob.enrolment import Enrolment, device_spec, look
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.wire.gateway import Stage
 from flashjob.wire.pod import Before, Safety
+from flashjob.wire.serial import SerialSettings
 
 BAUD: Final = 921_600
 PAGE: Final = 64 * 1024
@@ -155,7 +156,10 @@ class Bench:
             elif stage is Stage.REBOOTING:
                 seen.setdefault("verified", time.monotonic())
 
-        wish = Wish(str(layout), self.port, None, self._trust.root, None, None, Before.IDENTITY, Safety(), False, BAUD)
+        settings = SerialSettings(baud=BAUD)
+        wish = Wish(
+            str(layout), self.port, None, self._trust.root, None, None, Before.IDENTITY, Safety(), False, settings
+        )
         cpu, begun = _cpu(), time.monotonic()
         result, verdict = asyncio.run(flash_one(wish, Console(file=io.StringIO()), listen))
         whole = time.monotonic() - begun

@@ -1,55 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One device at a bench: fetch, verify, flash, judge, all in this process and without a cluster.
+"""Devices at a bench: fetch, verify, flash, judge, all in this process and without a cluster.
 
-Rules:
+Rules (tests name them):
 
-1. Who the device is, is looked up by its own claim; what it proves afterwards must fit what was looked up.
-2. Its policy's required signers must have signed, and if the trust directory names signers, one of those as well.
-   Nobody named anywhere: refused.
-3. The device's file is locked for the whole attempt: one writer.
+1. Who a device is, is looked up by its own claim; what it proves afterwards must fit what was looked up.
+2. What it is to run is bench_artifact's to say.
+3. The device's file is locked for the whole attempt: one writer, also between two places that turn out to be one device.
+4. Several devices are flashed side by side, a bounded number at once. One device's end never ends another's.
+5. Stopped by hand, every device has an outcome that says in what state it was left.
 """
 
 import asyncio
 import contextlib
-import os
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from attestation.anchors import DeviceAnchor
 from attestation.directory import TrustDirectory
 from attestation.errors import Reject
-from attestation.policy import AttestationPolicySpec
-from firmware_pipeline import api
-from firmware_pipeline.credentials import load_credentials
+from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp.chips import by_id
-from firmware_pipeline.signing.keys import load_trusted_key
-from firmware_pipeline.store import ArtifactStore
 from flashjob.api.flashtask import Verdict
+from flashjob.bench_artifact import Artifact
 from flashjob.errors import FlashJobError
-from flashjob.flasher.fetch import fetch
 from flashjob.flasher.run import Attempt, Listener
-from flashjob.flasher.transports.base import Transport
+from flashjob.flasher.transports.base import Transport, problem
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.gateway.local import BenchJudge
-from flashjob.pinning import pin, verification_policy
+from flashjob.pipeline_reasons import artifact_error
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult, Outcome, Stage
 from flashjob.wire.pod import Assignment, Before, Safety, Timeouts, TransportKind
 from flashjob.wire.reasons import Reason
-from flashjob.wire.target import Target
+from flashjob.wire.serial import USUAL, SerialSettings
 
-_FIRST_ANSWER_SECONDS = 15.0
+_FIRST_ANSWER_SECONDS: Final = 15.0
+_BY_HAND: Final = "stopped by hand"
+_AGAIN: Final = "run the same command again: it looks at the device first, and goes on from there"
+Said = Callable[[str], None]
+log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the user asked for."""
+    """What the user asked for, of one device."""
 
     reference: str
     port: str | None
@@ -60,37 +63,214 @@ class Wish:
     before: Before
     safety: Safety
     plain_http: bool
-    baud: int
+    serial: SerialSettings = USUAL
     evidence: Path | None = None
     """Directory for evidence records."""
+
+    @property
+    def place(self) -> str:
+        """Where the device is, for people."""
+        return self.port or self.host or ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How it ended with one device.
+
+    Attributes:
+        place: where it is.
+        error: why nothing was begun, or that it was stopped.
+        result: of the attempt, if one was begun.
+        verdict: if the attempt came to one.
+    """
+
+    place: str
+    error: FlashJobError | None = None
+    result: DeviceResult | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def code(self) -> ExitCode:
+        """What a process ends with that is about this device alone."""
+        if self.result is None:
+            return ExitCode.REFUSED
+        return exit_code(self.result, self.verdict)
+
+
+class Seat:
+    """One device at the bench; `flash` it once.
+
+    Args:
+        wish: what is asked for.
+        artifact: what it is to run.
+        said: called with a line about the verified artifact.
+        listener: sees every stage and progress.
+    """
+
+    def __init__(self, wish: Wish, artifact: Artifact, said: Said, listener: Listener) -> None:
+        self._wish, self._artifact, self._said, self._listener = wish, artifact, said, listener
+        self._attempt: Attempt | None = None
+
+    async def flash(self) -> tuple[DeviceResult, Verdict | None]:
+        """Flash and judge the device.
+
+        Raises:
+            FlashJobError, PipelineError, Reject: nothing was begun.
+        """
+        wish, trust = self._wish, TrustDirectory(self._wish.trust)
+        with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
+            transport: Transport = (
+                SerialTransport(wish.port, Path(folder), wish.serial, in_place=wish.safety.allow_in_place)
+                if wish.port
+                else NetworkTransport(wish.host or "")
+            )
+            try:
+                device_id, chip = await _who(wish, transport)
+                anchor = _anchor(trust, device_id)
+                with _alone(trust, anchor):
+                    return await self._flash(trust, transport, anchor, chip)
+            finally:
+                await transport.close()
+
+    @property
+    def stopped(self) -> End:
+        """What to say if it was cancelled (rule 5)."""
+        attempt, result = self._attempt, None
+        message = f"{_BY_HAND}: nothing was written"
+        if attempt is not None and attempt.stopped is not None:
+            result, message = attempt.stopped, attempt.stopped.message
+        elif attempt is not None:  # it was over already, and only letting go
+            message = f"{_BY_HAND} at its end ({attempt.stage}): {attempt.bytes_written} bytes were written"
+        return End(self._wish.place, FlashJobError(Reason.STOPPED, message, _AGAIN), result)
+
+    async def _flash(
+        self, trust: TrustDirectory, transport: Transport, anchor: DeviceAnchor, chip: str
+    ) -> tuple[DeviceResult, Verdict | None]:
+        wish, device_id = self._wish, anchor.ueid.hex()
+        policy = trust.policy(anchor.policy)
+        if policy is None:
+            raise FlashJobError(
+                Reason.POLICY_MISSING,
+                f"policy {anchor.policy} of device {device_id} is not in {trust.root}",
+                f"write {trust.root}/policies/{anchor.policy}.yaml",
+            )
+        target, firmware = await asyncio.to_thread(self._artifact.firmware, chip, trust, anchor.policy, policy)
+        self._said(
+            f"[bold]{target.application} {target.version}[/] for {chip}, {target.index_digest[:19]}, signature verified"
+        )
+        hardware = ((trust.device(anchor.ueid) or {}).get("spec") or {}).get("hardware") or {}
+        assignment = Assignment(
+            task=f"bench-{device_id[:16]}",
+            attempt=1,
+            device=device_id,
+            transport=TransportKind.SERIAL if wish.port else TransportKind.NETWORK,
+            address=wish.host,
+            mac=hardware.get("mac"),
+            serial=wish.serial if wish.port else None,
+            target=target,
+            before=wish.before,
+            timeouts=Timeouts(),
+            safety=wish.safety,
+        )
+        judge = BenchJudge(trust, assignment, evidence=wish.evidence)
+        self._attempt = Attempt(assignment, firmware, transport, judge, self._listener)
+        self._attempt.stop_reason = _BY_HAND
+        return await self._attempt.run(), judge.verdict
 
 
 async def flash_one(
     wish: Wish, console: Console, listener: Listener = lambda _stage, _done, _total: None
 ) -> tuple[DeviceResult, Verdict | None]:
-    """Flash and judge one device; `listener` sees every stage and progress.
+    """Flash and judge one device, with a bar on the console; `listener` sees every stage and progress.
 
     Raises:
         FlashJobError, PipelineError, Reject: nothing was begun.
     """
-    trust = TrustDirectory(wish.trust)
+    with _supply(wish) as artifact, bars(console) as shown:
+        line = Line(shown)
+
+        def show(stage: Stage, done: int, total: int) -> None:
+            line.show(stage, done, total)
+            listener(stage, done, total)
+
+        return await Seat(wish, artifact, _say(console), show).flash()
+
+
+async def flash_all(
+    wishes: Sequence[Wish], console: Console, ended: Callable[[End], None], *, at_once: int
+) -> tuple[list[End], bool]:
+    """Flash and judge several devices with one artifact (rules 4 and 5). Raises nothing but what a second Ctrl-C does.
+
+    Args:
+        wishes: of one reference and trust directory; each its own place.
+        console: for the bars.
+        ended: called with each end as it comes.
+        at_once: how many devices are worked with at the same time.
+
+    Returns:
+        The ends in the order of the wishes, and whether they were stopped by hand.
+    """
+    with _supply(wishes[0]) as artifact, bars(console) as shown:
+        width = max(len(wish.place) for wish in wishes) if len(wishes) > 1 else 0
+        free = asyncio.Semaphore(at_once)
+        seats = [
+            Seat(wish, artifact, _say(console), Line(shown, escape(f"{wish.place:<{width}} ") if width else "").show)
+            for wish in wishes
+        ]
+
+        async def one(wish: Wish, seat: Seat) -> End:
+            try:
+                async with free:
+                    end = await _end(wish, seat)
+            except asyncio.CancelledError:
+                end = seat.stopped
+            ended(end)
+            return end
+
+        works = [asyncio.create_task(one(wish, seat)) for wish, seat in zip(wishes, seats, strict=True)]
+        stopped = False
+        try:
+            await asyncio.wait(works)
+        except asyncio.CancelledError:
+            stopped = True
+            for work in works:
+                work.cancel()
+            await asyncio.wait(works)
+    return [work.result() for work in works], stopped
+
+
+async def _end(wish: Wish, seat: Seat) -> End:
+    try:
+        result, verdict = await seat.flash()
+    except FlashJobError as error:
+        return End(wish.place, error)
+    except PipelineError as error:
+        return End(wish.place, artifact_error(error))
+    except Reject as error:
+        step = f"check the trust directory {wish.trust}"
+        return End(wish.place, FlashJobError(Reason.EVIDENCE_INVALID, str(error), step))
+    except OSError as error:
+        log.debug("%s", wish.place, exc_info=error)
+        return End(wish.place, problem(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
+    return End(wish.place, None, result, verdict)
+
+
+@contextlib.contextmanager
+def _supply(wish: Wish) -> Iterator[Artifact]:
     with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
-        transport: Transport = (
-            SerialTransport(wish.port, Path(folder), baud=wish.baud, in_place=wish.safety.allow_in_place)
-            if wish.port
-            else NetworkTransport(wish.host or "")
-        )
-        try:
-            device_id, chip = await _who(wish, transport)
-            anchor = _anchor(trust, device_id)
-        except BaseException:
-            await transport.close()
-            raise
-        try:
-            with _alone(trust, anchor):
-                return await _flash(wish, trust, transport, anchor, chip, Path(folder), console, listener)
-        finally:
-            await transport.close()
+        yield Artifact(wish.reference, Path(folder), plain_http=wish.plain_http)
+
+
+def _say(console: Console) -> Said:
+    """Each line once, however many devices are told the same."""
+    seen: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in seen:
+            seen.add(line)
+            console.print(line)
+
+    return say
 
 
 async def _who(wish: Wish, transport: Transport) -> tuple[str, str]:
@@ -130,55 +310,6 @@ def _alone(trust: TrustDirectory, anchor: DeviceAnchor) -> Iterator[None]:
         yield
 
 
-async def _flash(
-    wish: Wish,
-    trust: TrustDirectory,
-    transport: Transport,
-    anchor: DeviceAnchor,
-    chip: str,
-    folder: Path,
-    console: Console,
-    listener: Listener,
-) -> tuple[DeviceResult, Verdict | None]:
-    device_id = anchor.ueid.hex()
-    entry = trust.device(anchor.ueid) or {}
-    policy = trust.policy(anchor.policy)
-    if policy is None:
-        raise FlashJobError(
-            Reason.POLICY_MISSING,
-            f"policy {anchor.policy} of device {device_id} is not in {trust.root}",
-            f"write {trust.root}/policies/{anchor.policy}.yaml",
-        )
-    store, target = await asyncio.to_thread(_open_verified, wish, trust, policy, anchor.policy, chip)
-    console.print(
-        f"[bold]{target.application} {target.version}[/] for {chip}, {target.index_digest[:19]}, signature verified"
-    )
-    firmware = await asyncio.to_thread(fetch, store, target, folder)
-    hardware = (entry.get("spec") or {}).get("hardware") or {}
-    assignment = Assignment(
-        task=f"bench-{device_id[:16]}",
-        attempt=1,
-        device=device_id,
-        transport=TransportKind.SERIAL if wish.port else TransportKind.NETWORK,
-        address=wish.host,
-        mac=hardware.get("mac"),
-        target=target,
-        before=wish.before,
-        timeouts=Timeouts(),
-        safety=wish.safety,
-    )
-    judge = BenchJudge(trust, assignment, evidence=wish.evidence)
-    with _bars(console) as bars:
-        line = Lines(bars)
-
-        def show(stage: Stage, done: int, total: int) -> None:
-            line.show(stage, done, total)
-            listener(stage, done, total)
-
-        result = await Attempt(assignment, firmware, transport, judge, show).run()
-    return result, judge.verdict
-
-
 def exit_code(result: DeviceResult, verdict: Verdict | None) -> ExitCode:
     """What the process ends with; success is the verdict's word, never the flow's."""
     if verdict is not None and verdict.outcome in (Outcome.PROVEN, Outcome.ALREADY_RUNNING):
@@ -188,51 +319,37 @@ def exit_code(result: DeviceResult, verdict: Verdict | None) -> ExitCode:
     return ExitCode.FAILED if result.bytes_written else ExitCode.REFUSED
 
 
-def _open_verified(
-    wish: Wish, trust: TrustDirectory, policy: AttestationPolicySpec, policy_name: str, chip: str
-) -> tuple[ArtifactStore, Target]:
-    """Rule 2."""
-    required = policy.required_signers
-    own = [load_trusted_key(pem.encode(), name) for name, pem in trust.signers().items()]
-    if required is None and not own:
-        raise FlashJobError(
-            Reason.SIGNERS_NOT_CONFIGURED,
-            f"neither policy {policy_name} nor {trust.root}/signers names a signer",
-            Reason.SIGNERS_NOT_CONFIGURED.next_step,
-        )
-    where = api.locate(wish.reference)
-    options = api.ClientOptions(credentials=load_credentials(os.environ), plain_http=wish.plain_http)
-    store = api.open_store(where, options)
-    digest = api.resolve(store, where)
-    if required is not None:
-        api.verify_policy(store, digest, verification_policy(required))
-    if own:
-        api.verify(store, digest, own)
-    return store, pin(store.name, digest, api.open_chip(store, digest, chip), plain_http=wish.plain_http)
+class Line:
+    """One progress line: of one device alone a new one for each stage, of several one for each device.
 
+    Args:
+        shown: where the line is.
+        name: of the device, before the stage; "" where there is only one.
+    """
 
-class Lines:
-    """One progress line per stage."""
-
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
+    def __init__(self, shown: Progress, name: str = "") -> None:
+        self._shown, self._name = shown, name
         self._current: tuple[Stage, TaskID] | None = None
 
     def show(self, stage: Stage, done: int, total: int) -> None:
         """Called at every change of stage or progress."""
-        if self._current is None or self._current[0] is not stage:
-            self.finish()
-            self._current = (stage, self._bars.add_task(str(stage), total=None))
+        if self._current is None or (self._current[0] is not stage and not self._name):
+            self._finish()
+            self._current = (stage, self._shown.add_task(f"{self._name}{stage}", total=None))
+        elif self._current[0] is not stage:
+            self._current = (stage, self._current[1])
+            self._shown.update(self._current[1], description=f"{self._name}{stage}")
         if total:
-            self._bars.update(self._current[1], completed=done, total=total)
+            self._shown.update(self._current[1], completed=done, total=total)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """The stage is over."""
         if self._current is not None:
-            task = next(task for task in self._bars.tasks if task.id == self._current[1])
-            self._bars.update(task.id, total=task.total or 1, completed=task.total or 1)
+            task = next(task for task in self._shown.tasks if task.id == self._current[1])
+            self._shown.update(task.id, total=task.total or 1, completed=task.total or 1)
 
 
-def _bars(console: Console) -> Progress:
+def bars(console: Console) -> Progress:
+    """Where progress is shown; nowhere unless the console is a terminal."""
     columns = (TextColumn("{task.description:<11}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -28,6 +28,7 @@ from flashjob.flasher.preflight import contradictions
 from flashjob.flasher.transports.base import Transport
 from flashjob.wire.esptool_lines import ChipEvent, Region
 from flashjob.wire.reasons import Reason
+from flashjob.wire.serial import USUAL, SerialSettings
 
 _HEADER = 0x200
 """Bytes of a slot that are read: image header and application descriptor."""
@@ -115,12 +116,21 @@ def reach(seen: Inspection) -> tuple[RootOfTrust, tuple[str, ...]]:
     )
 
 
-async def look(way: Transport, port: str | None, *, seconds: float, table_offset: int, loader: bool) -> Inspection:
+async def look(
+    way: Transport,
+    port: str | None,
+    settings: SerialSettings = USUAL,
+    *,
+    seconds: float,
+    table_offset: int,
+    loader: bool,
+) -> Inspection:
     """Rule 3.
 
     Args:
         way: to the application.
         port: serial port for the ROM loader; None: network.
+        settings: how its line is driven.
         seconds: how long to wait for the application.
         table_offset: where in flash the partition table is, in bytes.
         loader: also look through the ROM loader, which resets the chip.
@@ -139,7 +149,7 @@ async def look(way: Transport, port: str | None, *, seconds: float, table_offset
         await way.close()
     if port is None or not loader:
         return Inspection(info=info, notes=tuple(notes))
-    async with Esptool(port) as tool:
+    async with Esptool(port, settings) as tool:
         chip, _ = await tool.probe()
         found: dict[str, Any] = {}
         try:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from flashjob.wire.base import Blob, DeviceId, Digest, Hex, ReasonCode, WireModel
+from flashjob.wire.serial import RESET_PATTERN, RESET_RULE, SerialSettings
 from flashjob.wire.target import Measurement
 
 from .meta import Message, Name, Resource, Timestamp, rules
@@ -35,8 +36,14 @@ class NetworkConnection(WireModel):
     ] = None
 
 
-class SerialConnection(WireModel):
+class SerialConnection(SerialSettings):
     """Over a serial port that Akri lists."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (f"self.reset.matches(r'{RESET_PATTERN}')", f"spec.connection.serial.reset: {RESET_RULE}"),
+        )
+    )
 
     match: Annotated[
         dict[str, Annotated[str, Field(max_length=512)]],
@@ -44,6 +51,11 @@ class SerialConnection(WireModel):
             min_length=1, max_length=8, description="Properties that exactly one port Instance must have, all equal."
         ),
     ]
+
+    @property
+    def settings(self) -> SerialSettings:
+        """How the line is driven, without where it is."""
+        return SerialSettings(baud=self.baud, reset=self.reset, stub=self.stub)
 
 
 class Connection(WireModel):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flashjob flash`: one device, from a bench, with a verdict that is true. No cluster."""
+"""`flashjob flash`: devices at a bench, each with a verdict that is true. No cluster."""
 
 import asyncio
 import json
@@ -10,28 +10,27 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from attestation.errors import Reject
-from firmware_pipeline.errors import PipelineError
 from flashjob.api.flashtask import Verdict
-from flashjob.bench import Wish, exit_code, flash_one
-from flashjob.errors import FlashJobError
-from flashjob.pipeline_reasons import artifact_error
+from flashjob.bench import End, Wish, exit_code, flash_all
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult
 from flashjob.wire.pod import Before, Safety
-from flashjob.wire.reasons import Reason, known
+from flashjob.wire.reasons import known
 
 from .main import show
+from .place import BAUD, RESET, STUB, Baud, Place, Reset, Stub, place, serial_settings
 
 app = typer.Typer(add_completion=False)
 _HEX = re.compile(r"([0-9a-f]{2}){1,64}")
-_STOPPED = FlashJobError(
-    Reason.STOPPED,
-    "stopped by hand: the slot that ran was not touched unless --allow-in-place was given; another one may be half written",
-    "run the same command again: it looks at the device first, and goes on from there",
-)
+Places = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PORT|HOST:PORT]...", help="Where the devices are; several: side by side."),
+]
+_WORST = (ExitCode.FAILED, ExitCode.UNPROVEN, ExitCode.REFUSED, ExitCode.DONE)
+_INTERRUPTED = 130
 
 
 def default_trust() -> Path:
@@ -45,6 +44,7 @@ def flash(
     reference: Annotated[
         str, typer.Argument(help="Registry reference, or an OCI layout directory.", metavar="REF|LAYOUT")
     ],
+    places: Places = None,
     port: Annotated[str | None, typer.Option(help="Serial port of the device.")] = None,
     host: Annotated[str | None, typer.Option(help="Network address of the device, HOST:PORT.")] = None,
     trust: Annotated[Path | None, typer.Option(help="Trust directory; default $XDG_DATA_HOME/flashjob/trust.")] = None,
@@ -63,7 +63,10 @@ def flash(
         list[str] | None, typer.Option(help="Only if the device runs this version; repeatable.")
     ] = None,
     plain_http: Annotated[bool, typer.Option(help="Speak to the registry without TLS.")] = False,
-    baud: Annotated[int, typer.Option(min=9600, max=4_000_000, help="Line rate of the transfer.")] = 460_800,
+    baud: Baud = BAUD,
+    reset: Reset = RESET,
+    stub: Stub = STUB,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Several devices: so many at once.")] = 8,
     evidence_dir: Annotated[
         Path | None, typer.Option(help="Keep the evidence of the verdict here, signed: see attest reappraise.")
     ] = None,
@@ -72,61 +75,90 @@ def flash(
     """Fetch, verify the signature, preflight, write, reboot, attest, confirm: then a verdict, and only then.
 
     Exit codes: 0 proven (or already running, proven); 1 failed; 2 usage; 3 refused before the first byte;
-    4 written, but not provable at the demanded root of trust; 130 stopped by Ctrl-C.
+    4 written, but not provable at the demanded root of trust; 130 stopped by Ctrl-C. Of several devices, that of the
+    worst: 1 before 4 before 3 before 0.
 
-    --json: {"error", "result", "verdict"}. An error says that nothing was begun, or that it was stopped; else there is
-    a result, and a verdict if the attempt came to one.
+    --json: {"error", "result", "verdict"}. An error says that nothing was begun, or that it was stopped (a result then
+    says how far it was); else there is a result, and a verdict if the attempt came to one. Of several devices:
+    {"devices": [{"place", "error", "result", "verdict"}]}.
     """
-    if (port is None) == (host is None):
-        raise typer.BadParameter("give exactly one of --port and --host")
+    where = _where(places or [], port, host)
+    if len(where) > 1 and (device is not None or chip is not None or before is Before.NONE):
+        raise typer.BadParameter("--device, --chip and --before None speak of one device: give one place")
     if device is not None and not _HEX.fullmatch(device):
         raise typer.BadParameter(f"--device {device!r} is no device id: an even number of lower-case hex digits")
     if not all(0 < len(version) <= 32 for version in from_version or ()):
         raise typer.BadParameter("--from-version: a version has 1 to 32 characters")
-    wish = Wish(
-        reference, port, host, trust or default_trust(), device, chip, before,
-        Safety(
-            allow_downgrade=allow_downgrade, allow_security_version_burn=allow_security_version_burn,
-            allow_in_place=allow_in_place, allow_without_rollback=allow_without_rollback,
-            from_versions=tuple(from_version or ()),
-        ),
-        plain_http, baud, evidence_dir,
+    safety = Safety(
+        allow_downgrade=allow_downgrade, allow_security_version_burn=allow_security_version_burn,
+        allow_in_place=allow_in_place, allow_without_rollback=allow_without_rollback,
+        from_versions=tuple(from_version or ()),
     )  # fmt: skip
-    console = Console(stderr=as_json)
-    try:
-        result, verdict = asyncio.run(flash_one(wish, console))
-    except (FlashJobError, PipelineError, Reject) as error:
-        _say(_refusal(error, wish), as_json)
-        raise typer.Exit(ExitCode.REFUSED) from error
-    except KeyboardInterrupt:
-        _say(_STOPPED, as_json)
-        raise
+    settings = serial_settings(baud, reset, stub)
+    wishes = [
+        Wish(
+            reference, one.port, one.address, trust or default_trust(), device, chip, before, safety, plain_http,
+            settings, evidence_dir,
+        )
+        for one in where
+    ]  # fmt: skip
+    console, alone = Console(stderr=as_json), len(where) == 1
+
+    def show_end(end: End) -> None:
+        _print(console, end, named=not alone, as_json=as_json)
+
+    ends, stopped = asyncio.run(flash_all(wishes, console, show_end, at_once=parallel))
     if as_json:
-        body: dict[str, Any] = {"error": None, "result": result.dump(), "verdict": verdict.dump() if verdict else None}
+        said = [_json(end) for end in ends]
+        body = (
+            said[0]
+            if alone
+            else {"devices": [{"place": end.place, **one} for end, one in zip(ends, said, strict=True)]}
+        )
         typer.echo(json.dumps(body, sort_keys=True))
-    else:
-        _print(console, result, verdict)
-    raise typer.Exit(int(exit_code(result, verdict)))
+    elif not alone:
+        proven = sum(end.code is ExitCode.DONE for end in ends)
+        console.print(f"{proven} of {len(ends)} devices proven", highlight=False)
+    raise typer.Exit(_INTERRUPTED if stopped else int(min((end.code for end in ends), key=_WORST.index)))
 
 
-def _say(error: FlashJobError, as_json: bool) -> None:
-    """To people on the error stream, and to a script as its one object."""
-    show(Console(stderr=True), error)
-    if as_json:
-        why = {"reason": str(error.reason), "message": error.message, "nextStep": error.next_step}
-        typer.echo(json.dumps({"error": why, "result": None, "verdict": None}, sort_keys=True))
+def _where(places: list[str], port: str | None, host: str | None) -> list[Place]:
+    """Each place once, whichever way it was given. Raises BadParameter."""
+    where = [place(text) for text in places]
+    where += [Place(port, None)] if port is not None else []
+    where += [Place(None, host)] if host is not None else []
+    if not where:
+        raise typer.BadParameter("say where the device is: PORT or HOST:PORT")
+    if (port is not None or host is not None) and len(where) > 1:
+        raise typer.BadParameter("--port and --host are for one device; give several places without them")
+    if twice := [one.name for one in where if where.count(one) > 1]:
+        raise typer.BadParameter(f"{twice[0]} is given twice")
+    return where
 
 
-def _refusal(error: FlashJobError | PipelineError | Reject, wish: Wish) -> FlashJobError:
-    """Nothing was begun: why, and what to do next."""
-    if isinstance(error, FlashJobError):
-        return error
-    if isinstance(error, PipelineError):
-        return artifact_error(error)
-    return FlashJobError(Reason.EVIDENCE_INVALID, str(error), f"check the trust directory {wish.trust}")
+def _json(end: End) -> dict[str, Any]:
+    error = end.error
+    return {
+        "error": error and {"reason": str(error.reason), "message": error.message, "nextStep": error.next_step},
+        "result": end.result.dump() if end.result else None,
+        "verdict": end.verdict.dump() if end.verdict else None,
+    }
 
 
-def _print(console: Console, result: DeviceResult, verdict: Verdict | None) -> None:
+def _print(console: Console, end: End, *, named: bool, as_json: bool) -> None:
+    """How it ended, to people: an error always, on the error stream; a result unless it is said as JSON."""
+    if as_json and end.error is None:
+        return
+    out = Console(stderr=True) if end.error is not None else console
+    if named:
+        out.print(f"[bold]{escape(end.place)}[/]", highlight=False)
+    if end.error is not None:
+        show(out, end.error)
+    elif end.result is not None:
+        _print_result(out, end.result, end.verdict)
+
+
+def _print_result(console: Console, result: DeviceResult, verdict: Verdict | None) -> None:
     code = exit_code(result, verdict)
     style = {ExitCode.DONE: "green", ExitCode.UNPROVEN: "yellow"}.get(code, "red")
     reason, message = (verdict.reason, verdict.message) if verdict else (result.reason, result.message)

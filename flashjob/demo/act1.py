@@ -92,7 +92,6 @@ async def play(materials: Materials, directory: Path, console: Console) -> list[
                 before=Before.IDENTITY,
                 safety=Safety(),
                 plain_http=False,
-                baud=460_800,
             )
             console.print(f"[bold]{device.name}[/] ({device.chip}, {device.transport})")
             outcome = BenchOutcome(device.name, *await flash_one(wish, console), expected)

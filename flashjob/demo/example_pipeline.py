@@ -210,7 +210,7 @@ async def prove(
     shop.say(f"flashjob flash {reference} --host {device.server.address} --trust {trust}")
     wish = Wish(
         reference, None, device.server.address, trust, None, None, Before.IDENTITY, Safety(),
-        plain_http=not reference.startswith("oci:"), baud=460_800,
+        plain_http=not reference.startswith("oci:"),
     )  # fmt: skip
     result, verdict = await flash_one(wish, console)
     if verdict is None or verdict.outcome is not expected or verdict.measurement is None:

@@ -31,6 +31,7 @@ from flashjob.wire.esptool_lines import (
     Region,
 )
 from flashjob.wire.reasons import Reason, known
+from flashjob.wire.serial import USUAL, SerialSettings
 
 _LINE_LIMIT = 4 * 1024 * 1024
 _EXIT_SECONDS = 2.0
@@ -48,25 +49,20 @@ class Esptool:
 
     Args:
         port: device node, link or pyserial URL.
-        baud: line rate of the transfer, in baud.
+        settings: how the line is driven; the stub is used only where the chip allows it.
         chip: IDF target that must be found; empty: any.
-        stub: use the RAM stub where the chip allows it.
-        reset: how the chip gets into its loader: `auto`, `usb-jtag`, `classic`, `none`, or esptool's own language.
         job_seconds: limit of every job that does not write.
     """
 
     def __init__(
         self,
         port: str,
+        settings: SerialSettings = USUAL,
         *,
-        baud: int = 460_800,
         chip: str = "",
-        stub: bool = True,
-        reset: str = "auto",
         job_seconds: float = JOB_SECONDS,
     ) -> None:
-        self._port, self._baud, self._chip, self._stub, self._reset = port, baud, chip, stub, reset
-        self._job_seconds = job_seconds
+        self._port, self._settings, self._chip, self._job_seconds = port, settings, chip, job_seconds
         self._process: asyncio.subprocess.Process | None = None
         self._listener: asyncio.Task[None] | None = None
         self._heard = bytearray()
@@ -174,12 +170,10 @@ class Esptool:
             raise problem(Reason.INTERNAL_ERROR, "the esptool program is not running")
         job = Job.model_validate(
             {
+                **self._settings.model_dump(),
                 "verb": verb,
                 "port": self._port,
                 "chip": self._chip,
-                "baud": self._baud,
-                "stub": self._stub,
-                "reset": self._reset,
                 "regions": regions,
                 "erase": erase,
             }

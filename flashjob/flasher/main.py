@@ -37,10 +37,7 @@ from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult, PodResult
 from flashjob.wire.pod import Assignment, Assignments, TransportKind
 from flashjob.wire.reasons import Reason
-
-ENV_BAUD = "FLASHJOB_BAUD"
-"""Line rate of serial transfers in baud; default 460800."""
-_DEFAULT_BAUD = 460_800
+from flashjob.wire.serial import USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +51,14 @@ class Settings:
     work_dir: Path
     termination_file: Path
     port: str | None
-    baud: int
 
 
 def read_environment(environment: Mapping[str, str]) -> Settings:
     """Read and check the environment. Raises FlashJobError InternalError naming the variable."""
     try:
         assignments = Assignments.model_validate_json(environment.get(pod.ENV_ASSIGNMENTS, ""))
-        baud = int(environment.get(ENV_BAUD, _DEFAULT_BAUD))
-    except (ValidationError, ValueError) as error:
-        raise problem(Reason.INTERNAL_ERROR, f"{pod.ENV_ASSIGNMENTS} or {ENV_BAUD}: {error}"[:900]) from error
+    except ValidationError as error:
+        raise problem(Reason.INTERNAL_ERROR, f"{pod.ENV_ASSIGNMENTS}: {error}"[:900]) from error
     missing = [
         name for name in (pod.ENV_GATEWAY_URL, pod.ENV_TOKEN_FILE, pod.ENV_WORK_DIR) if not environment.get(name)
     ]
@@ -81,7 +76,6 @@ def read_environment(environment: Mapping[str, str]) -> Settings:
         work_dir=Path(environment[pod.ENV_WORK_DIR]),
         termination_file=Path(environment.get(pod.ENV_TERMINATION_FILE, pod.TERMINATION_FILE)),
         port=port,
-        baud=baud,
     )
 
 
@@ -135,7 +129,8 @@ async def _carry_out(settings: Settings, environment: Mapping[str, str]) -> list
 def _transport(settings: Settings, assignment: Assignment) -> Transport:
     if assignment.transport is TransportKind.SERIAL and settings.port:
         in_place = assignment.safety.allow_in_place
-        return SerialTransport(settings.port, settings.work_dir, baud=settings.baud, in_place=in_place)
+        line = assignment.serial or USUAL
+        return SerialTransport(settings.port, settings.work_dir, line, in_place=in_place)
     if assignment.transport is TransportKind.NETWORK and assignment.address:
         return NetworkTransport(assignment.address)
     raise problem(Reason.TRANSPORT_UNSUPPORTED, f"{assignment.transport.value}: no port or address is given")

@@ -344,6 +344,7 @@ def _assignment(start: Start) -> Assignment:
         transport=start.connection.kind,
         address=start.connection.address,
         mac=device.hardware.mac if serial and device.hardware else None,
+        serial=start.connection.serial,
         target=task.target,
         base=None if serial else _base(device),
         before=task.before,

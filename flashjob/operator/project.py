@@ -97,6 +97,7 @@ def device(obj: Obj) -> Device:
         network=network is not None,
         address=(network.address or "") if network else "",
         serial_match=dict(serial.match) if serial else None,
+        serial=serial.settings if serial else None,
         hardware=spec.hardware,
         suspended=spec.suspended,
         released_at=seconds(spec.release_from_quarantine.at) if spec.release_from_quarantine else None,

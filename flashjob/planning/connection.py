@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from flashjob.wire.pod import TransportKind
 from flashjob.wire.reasons import Reason
+from flashjob.wire.serial import SerialSettings
 
 from .messages import refuse
 from .state import Device, Instance, Pod, Refusal
@@ -26,12 +27,14 @@ class Connection:
         address: host:port; network only.
         instance: the port Instance to claim; serial only.
         node: where that port is.
+        serial: how its line is driven; serial only.
     """
 
     kind: TransportKind
     address: str | None = None
     instance: str | None = None
     node: str | None = None
+    serial: SerialSettings | None = None
 
 
 def kind(wanted: str, device: Device) -> TransportKind | Refusal:
@@ -74,7 +77,7 @@ def connect(transport: TransportKind, device: Device, instances: Iterable[Instan
     if len(ports) > 1:
         names = ", ".join(p.name for p in ports[:4])
         return refuse(Reason.PORT_AMBIGUOUS, f"{len(ports)} port Instances have {described}: {names}")
-    return Connection(transport, instance=ports[0].name, node=ports[0].nodes[0])
+    return Connection(transport, instance=ports[0].name, node=ports[0].nodes[0], serial=device.serial)
 
 
 def used_by(device: Device, connection: Connection, instances: Iterable[Instance], pods: Iterable[Pod]) -> Pod | None:

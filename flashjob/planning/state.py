@@ -14,6 +14,7 @@ from flashjob.api.flashjob import FlashJobSpec, FlashJobStatus
 from flashjob.api.flashtask import FlashTaskStatus
 from flashjob.wire.gateway import DeviceResult
 from flashjob.wire.pod import Before, Safety, Timeouts, TransportKind
+from flashjob.wire.serial import SerialSettings
 from flashjob.wire.target import Measurement, Target
 
 Key = tuple[str, str]
@@ -121,6 +122,8 @@ class Device:
     address: str = ""
     """As configured; "" means as discovered."""
     serial_match: Mapping[str, str] | None = None
+    serial: SerialSettings | None = None
+    """How its line is driven; None without serial.match."""
     hardware: Hardware | None = None
     """As enrolled."""
     suspended: bool = False

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from .base import Blob, WireModel
+from .serial import SerialSettings
 
 
 class Region(WireModel):
@@ -16,22 +17,12 @@ class Region(WireModel):
     size: Annotated[int, Field(ge=0, description="Bytes to read; ignored for writes.")] = 0
 
 
-class Job(WireModel):
+class Job(SerialSettings):
     """What the esptool program shall do with one port."""
 
     verb: Literal["probe", "write", "read", "reset"]
     port: Annotated[str, Field(min_length=1, max_length=4096)]
     chip: Annotated[str, Field(max_length=16, description="IDF target that must be found; empty: any.")] = ""
-    baud: Annotated[int, Field(ge=9600, le=4_000_000)] = 460_800
-    stub: bool = True
-    reset: Annotated[
-        str,
-        Field(
-            pattern=r"^(auto|usb-jtag|classic|none|[DRUW][0-9.,]+(\|[DRUW][0-9.,]+){0,31})$",
-            max_length=256,
-            description="How the chip gets into its loader: a name, or a sequence as D0|R1|W0.1|D1|R0|W0.05|D0.",
-        ),
-    ] = "auto"
     regions: tuple[Region, ...] = ()
     erase: tuple[Region, ...] = ()
     connect_attempts: Annotated[int, Field(ge=1, le=10)] = 3

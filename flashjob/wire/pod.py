@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from .base import DeviceId, Digest, WireModel
+from .serial import SerialSettings
 from .target import Target
 
 ENV_ASSIGNMENTS: Final = "FLASHJOB_ASSIGNMENTS"
@@ -143,6 +144,7 @@ class Assignment(WireModel):
         str | None,
         Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", description="eFuse MAC the serial device must have."),
     ] = None
+    serial: Annotated[SerialSettings | None, Field(description="How its line is driven; serial only.")] = None
     target: Target
     base: Base | None = None
     before: Before = Before.IDENTITY

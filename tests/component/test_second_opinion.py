@@ -14,6 +14,7 @@ from flashjob.flasher.esptool import Esptool
 from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.profile import Owner, make_identity
 from flashjob.wire.esptool_lines import Region
+from flashjob.wire.serial import SerialSettings
 
 APP_OFFSET, RECORD_OFFSET = 0x20000, 0xD000
 
@@ -24,11 +25,11 @@ def silent(_done: int, _total: int) -> None:
 
 async def write_and_read(port: str, chip: str, image: Path, record: Path, *, stub: bool) -> dict[int, bytes]:
     """What a flashing pod does to a port: image, then record; then both as the chip's ROM reads them."""
-    async with Esptool(port, chip=chip, stub=stub, baud=115_200, reset="none") as tool:
+    async with Esptool(port, SerialSettings(baud=115_200, reset="none", stub=stub), chip=chip) as tool:
         regions = [Region(offset=APP_OFFSET, file=str(image)), Region(offset=RECORD_OFFSET, file=str(record))]
         await tool.probe()
         await tool.write(regions, [Region(offset=RECORD_OFFSET, size=4096)], silent)
-    async with Esptool(port, chip=chip, stub=False, baud=115_200, reset="none") as rom:
+    async with Esptool(port, SerialSettings(baud=115_200, reset="none", stub=False), chip=chip) as rom:
         sizes = (APP_OFFSET, image.stat().st_size), (RECORD_OFFSET, 4096)
         return await rom.read(*(Region(offset=offset, size=size) for offset, size in sizes))
 

@@ -23,6 +23,7 @@ from flashjob.virtual.faults import BitFlips, CablePulled, ChipHangs, Fault, Fla
 from flashjob.wire.esptool_lines import Region
 from flashjob.wire.gateway import Outcome, Stage
 from flashjob.wire.pod import Before, Timeouts
+from flashjob.wire.serial import SerialSettings
 
 from .bench import QUICK, Bench, BenchJudge, assignment, new_app, open_release, push, runs, signed
 
@@ -111,7 +112,7 @@ async def test_worker_writes_a_real_size_image_and_reports_progress(bench: Bench
     file = tmp_path / "app.bin"
     file.write_bytes(image)
     seen: list[tuple[int, int]] = []
-    async with Esptool(device.port.place, baud=921_600) as tool:
+    async with Esptool(device.port.place, SerialSettings(baud=921_600)) as tool:
         await tool.write([Region(offset=0x20000, file=str(file))], [], lambda done, total: seen.append((done, total)))
         assert tool.bytes_written == len(image)
         await tool.reset()

@@ -20,6 +20,7 @@ from flashjob.virtual.device import Mode, VirtualDevice
 from flashjob.virtual.faults import BitFlips, ChipHangs, NoisyLine
 from flashjob.wire.esptool_lines import Region
 from flashjob.wire.gateway import Outcome
+from flashjob.wire.serial import SerialSettings
 
 from .bench import OWNER, Bench, BenchJudge, assignment, identity, new_app, old_app, open_release, push
 
@@ -41,7 +42,7 @@ def quiet(_done: int, _total: int) -> None:
 async def write(device: VirtualDevice, file: Path, *, baud: int = 460_800, stub: bool = True) -> int:
     """Write `file` into the second slot: bytes written."""
     assert device.port is not None
-    async with Esptool(device.port.path, baud=baud, stub=stub) as tool:
+    async with Esptool(device.port.path, SerialSettings(baud=baud, stub=stub)) as tool:
         await tool.write([Region(offset=SLOT, file=str(file))], [], quiet)
         return tool.bytes_written
 
@@ -74,7 +75,7 @@ async def test_reset_lines_bring_a_chip_into_its_loader_and_out_again(bench: Ben
     await device.start()
     assert device.port is not None
     boots = device.boots
-    async with Esptool(device.port.path, reset=reset) as tool:
+    async with Esptool(device.port.path, SerialSettings(reset=reset)) as tool:
         await tool.probe()
         assert device.mode is Mode.LOADER
         assert device.boots == boots, "opening the port reset nothing"
@@ -87,7 +88,7 @@ async def test_without_reset_lines_nobody_gets_a_running_chip_into_its_loader(be
     bench.devices.append(device)
     await device.start()
     assert device.port is not None
-    async with Esptool(device.port.path, reset="none") as tool:
+    async with Esptool(device.port.path, SerialSettings(reset="none")) as tool:
         with pytest.raises(FlashJobError) as refused:
             await tool.probe()
     assert refused.value.reason == "PortSilent"

@@ -21,6 +21,7 @@ from flashjob.virtual.device import Mode, VirtualDevice
 from flashjob.virtual.faults import PowerCut
 from flashjob.wire.gateway import DeviceResult, Outcome, PermitReply
 from flashjob.wire.pod import Assignment, Safety
+from flashjob.wire.serial import SerialSettings
 
 from .bench import Bench, BenchJudge, Release, app, assignment, new_app, open_release, push
 
@@ -45,7 +46,7 @@ def permit() -> PermitReply:
 async def write(device: VirtualDevice, image: bytes, work: Path, *, in_place: bool = False) -> str:
     """What a pod does between permit and reboot: "" or the reason of its failure."""
     assert device.port is not None
-    transport = SerialTransport(device.port.path, work, baud=921_600, in_place=in_place)
+    transport = SerialTransport(device.port.path, work, SerialSettings(baud=921_600), in_place=in_place)
     try:
         await transport.probe(device.identity.hardware.table_offset)
         await transport.write(image, permit(), lambda _done, _total: None)

@@ -3,11 +3,10 @@
 
 import typer
 
-from flashjob.cli.device_owner_key import owner_key
-
 from .conformance import conformance
 from .enroll import enroll
 from .info import info
+from .owner_key import owner_key
 from .provision import provision
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)

@@ -15,6 +15,7 @@ from rich.console import Console
 from attestation import keys
 from attestation.errors import Reject
 from attestation.keys import PrivateKey
+from flashjob.cli.place import BAUD, RESET, STUB, Baud, Place, Reset, Stub, Target, place, serial_settings
 from flashjob.conformance import report, suite
 from flashjob.conformance.check import Broken, Check, Result
 from flashjob.conformance.line import HttpLine, Line, SerialLine, Silent
@@ -24,9 +25,9 @@ from flashjob.flasher.esptool import Esptool
 from flashjob.flasher.transports.network import split_address
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.reasons import Reason
+from flashjob.wire.serial import SerialSettings
 
 from .enroll import read_anchor
-from .place import Place, Target, place
 
 _LAST_WORDS_SECONDS = 10.0
 
@@ -52,6 +53,9 @@ def conformance(
     reset_command: Annotated[
         str | None, typer.Option(help="Command that presses the reset button. Serial: by the loader where not given.")
     ] = None,
+    baud: Baud = BAUD,
+    reset: Reset = RESET,
+    stub: Stub = STUB,
     boot_seconds: Annotated[float, typer.Option(min=1, help="Longest wait for the device to come back.")] = 60.0,
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit XML file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
@@ -75,7 +79,7 @@ def conformance(
         image=image.read_bytes() if image else None,
         sequence=sequence,
         anchor=read_anchor(anchor) if anchor else None,
-        reset=_reset(where, reset_command),
+        reset=_reset(where, serial_settings(baud, reset, stub), reset_command),
         boot_seconds=boot_seconds,
     )
     console = Console(stderr=as_json)
@@ -117,7 +121,7 @@ def _line(where: Place) -> Line:
     return SerialLine(where.port) if where.port else HttpLine(*split_address(where.address or ""))
 
 
-def _reset(where: Place, command: str | None) -> Callable[[], Awaitable[None]] | None:
+def _reset(where: Place, settings: SerialSettings, command: str | None) -> Callable[[], Awaitable[None]] | None:
     words = shlex.split(command) if command else []
 
     async def by_command() -> None:
@@ -126,7 +130,7 @@ def _reset(where: Place, command: str | None) -> Callable[[], Awaitable[None]] |
             raise Broken(f"the reset command ended with {process.returncode}")
 
     async def by_loader() -> None:
-        async with Esptool(where.port or "") as tool:
+        async with Esptool(where.port or "", settings) as tool:
             await tool.probe()
             await tool.reset()
 

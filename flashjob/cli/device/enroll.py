@@ -16,6 +16,7 @@ from attestation import keys
 from attestation.directory import TrustDirectory
 from attestation.errors import Reject
 from attestation.policy import AttestationPolicySpec, RootOfTrust
+from flashjob.cli.place import BAUD, RESET, STUB, Baud, Reset, Stub, serial_settings
 from flashjob.enrolment import Enrolment, device_spec, look
 from flashjob.errors import FlashJobError
 from flashjob.flasher.transports.base import Transport
@@ -44,6 +45,9 @@ def enroll(
     fixed: Annotated[
         bool, typer.Option("--fixed", help="Network: keep HOST:PORT for good, instead of where it is discovered.")
     ] = False,
+    baud: Baud = BAUD,
+    reset: Reset = RESET,
+    stub: Stub = STUB,
     trust: Annotated[Path | None, typer.Option(help="Write into this trust directory instead of a cluster.")] = None,
     kubeconfig: Annotated[Path | None, typer.Option(help="The cluster's kubeconfig.")] = None,
     context: Annotated[str | None, typer.Option(help="Context in the kubeconfig.")] = None,
@@ -64,13 +68,15 @@ def enroll(
     if port is not None and trust is None and not pairs["match"]:
         raise typer.BadParameter("a serial device in a cluster needs --match KEY=VALUE: tty names move")
     key = read_anchor(anchor)
+    settings = serial_settings(baud, reset, stub)
     connection: dict[str, Any] = {"network": {"address": host} if fixed else {}}
     if port is not None:
-        connection = {"serial": {"match": pairs["match"] or {"UDEV_DEVNODE": port}}}
+        line = settings.model_dump(by_alias=True, exclude_defaults=True)
+        connection = {"serial": {"match": pairs["match"] or {"UDEV_DEVNODE": port}, **line}}
 
     async def run() -> str:
         with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
-            way: Transport = SerialTransport(port, Path(folder)) if port else NetworkTransport(host or "")
+            way: Transport = SerialTransport(port, Path(folder), settings) if port else NetworkTransport(host or "")
             try:
                 if trust is not None:
                     return await _into_directory(trust, way, key, root_of_trust, policy, grant_key, connection)

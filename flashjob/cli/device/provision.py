@@ -18,6 +18,7 @@ from attestation.keys import PublicKey
 from attestation.policy import RootOfTrust
 from firmware_pipeline.esp.chips import Chip
 from flashjob import inspection
+from flashjob.cli.place import BAUD, RESET, STUB, Baud, Reset, Stub, serial_settings
 from flashjob.errors import FlashJobError
 from flashjob.flasher.transports.base import problem
 from flashjob.flasher.transports.serial import SerialTransport
@@ -25,6 +26,7 @@ from flashjob.provisioning.burn import burn, check_mac
 from flashjob.provisioning.plan import Step, command, plan
 from flashjob.wire.esptool_lines import ChipEvent
 from flashjob.wire.reasons import Reason
+from flashjob.wire.serial import SerialSettings
 
 _WAIT_SECONDS = 3.0
 _MOST_KEYS = 2
@@ -49,6 +51,9 @@ def provision(
     virtual: Annotated[
         Path | None, typer.Option(help="The device is virtual: control socket of its process. PORT's name is its name.")
     ] = None,
+    baud: Baud = BAUD,
+    reset: Reset = RESET,
+    stub: Stub = STUB,
     execute: Annotated[bool, typer.Option("--execute", help="Do it. Asks for the chip's eFuse MAC.")] = False,
 ) -> None:
     """Show the eFuse plan of a board, or carry it out; what is burnt can never be taken back.
@@ -58,7 +63,7 @@ def provision(
     """
     owner = {"grantKeys": _keys(grant_key, "--grant-key"), "releaseKeys": _keys(release_key, "--release-key")}
     console = Console()
-    chip, seen = asyncio.run(_look(port))
+    chip, seen = asyncio.run(_look(port, serial_settings(baud, reset, stub)))
     console.print(
         f"[bold]{chip.display}[/] revision {seen.revision}, eFuse MAC {seen.mac or 'not told'}", highlight=False
     )
@@ -88,10 +93,10 @@ def provision(
     console.print(f"[bold green]provisioned[/] {ueid}; its line is in {factory_file} (batch {batch})", highlight=False)
 
 
-async def _look(port: str) -> tuple[Chip, ChipEvent]:
+async def _look(port: str, settings: SerialSettings) -> tuple[Chip, ChipEvent]:
     with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
         way = SerialTransport(port, Path(folder))
-        seen = await inspection.look(way, port, seconds=_WAIT_SECONDS, table_offset=0x8000, loader=True)
+        seen = await inspection.look(way, port, settings, seconds=_WAIT_SECONDS, table_offset=0x8000, loader=True)
     if seen.chip is None or seen.model is None:
         raise problem(Reason.WRONG_CHIP, f"{port} holds a chip that is not known")
     return seen.model, seen.chip

@@ -38,6 +38,7 @@ from flashjob.flasher.transports.base import Locate, Progress, failure, problem
 from flashjob.wire.esptool_lines import ChipEvent, Region
 from flashjob.wire.gateway import PermitReply
 from flashjob.wire.reasons import Reason
+from flashjob.wire.serial import USUAL, SerialSettings
 
 _WAKE_SECONDS = 0.5
 """How soon a request is repeated while an application starts."""
@@ -51,9 +52,7 @@ class SerialTransport:
     Args:
         port: device node, a link to it, or a pyserial URL (`socket://`, `rfc2217://`).
         work_dir: an existing directory for the image while it is written.
-        baud: line rate of the transfer; a slower one is taken if it does not carry.
-        stub: let esptool use its RAM stub.
-        reset: how the chip gets into its loader, see `flasher.esptool`.
+        settings: how the line is driven while esptool has it.
         in_place: permit to overwrite the application that runs where there is no other slot.
     """
 
@@ -63,14 +62,11 @@ class SerialTransport:
         self,
         port: str,
         work_dir: Path,
+        settings: SerialSettings = USUAL,
         *,
-        baud: int = 460_800,
-        stub: bool = True,
-        reset: str = "auto",
         in_place: bool = False,
     ) -> None:
-        self._port, self._work_dir, self._baud, self._stub = port, work_dir, baud, stub
-        self._reset, self._in_place = reset, in_place
+        self._port, self._work_dir, self._settings, self._in_place = port, work_dir, settings, in_place
         self._tool: Esptool | None = None
         self._device: SerialDevice | None = None
         self._plan: slots.SlotPlan | None = None
@@ -159,7 +155,7 @@ class SerialTransport:
                 PartitionMismatch, NoUpdateSlot, PreflightFailed.
         """
         await self._stop_application_client()
-        tool = Esptool(self._port, baud=self._baud, stub=self._stub, reset=self._reset)
+        tool = Esptool(self._port, self._settings)
         self._tool = await tool.__aenter__()
         chip, _ = await tool.probe()
         try:
