@@ -58,6 +58,10 @@ class Role(StrEnum):
     FATFS = "fatfs"
 
 
+DATA_ROLES = frozenset({Role.NVS, Role.DATA, Role.SPIFFS, Role.LITTLEFS, Role.FATFS})
+"""Images of data partitions."""
+
+
 class FlashSettings(Model):
     """SPI flash settings of the image headers ("dio", "80m", "4MB")."""
 

@@ -3,10 +3,13 @@
 
 from attestation.policy import RequiredSigners
 from firmware_pipeline.artifact import ChipArtifact
+from firmware_pipeline.config import FirmwareConfig
+from firmware_pipeline.esp.data_partitions import takes_image
+from firmware_pipeline.plan import DATA_ROLES
 from firmware_pipeline.signing.keys import load_trusted_key
 from firmware_pipeline.signing.policy import VerificationPolicy
 from firmware_pipeline.signing.release import read_sequence
-from flashjob.wire.target import Measurement, Target
+from flashjob.wire.target import DataImage, Measurement, Target
 
 
 def verification_policy(required: RequiredSigners) -> VerificationPolicy:
@@ -54,5 +57,17 @@ def pin(repository: str, index_digest: str, chip: ChipArtifact, *, plain_http: b
         image_size=app.size,
         image_digest=app.digest,
         measurements=tuple(Measurement(scheme=m.scheme, alg=m.alg, value=m.value) for m in config.measurements),
+        data_images=_data_images(config),
         plain_http=plain_http,
+    )
+
+
+def _data_images(config: FirmwareConfig) -> tuple[DataImage, ...]:
+    """What a wipe writes into data partitions; an artifact without a table tells only where they begin."""
+    rows = {row.offset: row.to_partition() for row in config.partitions}
+    images = ((rows.get(image.offset), image) for image in config.images if image.role in DATA_ROLES)
+    return tuple(
+        DataImage(label=row.name if row else f"0x{image.offset:x}", digest=image.digest)
+        for row, image in images
+        if row is None or takes_image(row)
     )

@@ -9,7 +9,9 @@ Rules (tests name them):
    compared with its digest like the registry's own. A mirror that fails is passed over.
 3. A registry that cannot be reached, and a digest it does not know, are reasons of their own.
 4. A pod fetches each target once, in a thread, and waits for it no longer than each assignment's fetch_seconds.
-5. A delta starts from an artifact that the device was proven to run. Whatever keeps it from being made is no failure.
+5. Images beside the application are fetched only where the job permits to write them; the pinned manifest and config,
+   which must agree, give their digests.
+6. A delta starts from an artifact that the device was proven to run. Whatever keeps it from being made is no failure.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ from typing import Final, TypeVar
 
 from attestation.device_protocol import Info
 from firmware_pipeline import api
+from firmware_pipeline.artifact import Layer
 from firmware_pipeline.cache import BlobCache
 from firmware_pipeline.cached_store import CachedStore, MirroredStore, mirror_store
 from firmware_pipeline.credentials import load_credentials
 from firmware_pipeline.errors import PipelineError
+from firmware_pipeline.plan import Role
 from firmware_pipeline.store import ArtifactStore, Progress
 from flashjob.errors import FlashJobError
 from flashjob.flasher import delta
+from flashjob.flasher.content import permitted
 from flashjob.flasher.delta import Delta
 from flashjob.flasher.run import Firmware
 from flashjob.flasher.transports.base import problem
@@ -65,13 +70,21 @@ def nearest(store: ArtifactStore, target: Target, cache_dir: str | None, mirror:
         raise problem(Reason.INTERNAL_ERROR, error.message) from error
 
 
-def fetch(store: ArtifactStore, target: Target, work_dir: Path, progress: Progress | None = None) -> Firmware:
-    """Fetch and check by rules 1 and 3. Synchronous.
+def fetch(
+    store: ArtifactStore,
+    target: Target,
+    work_dir: Path,
+    progress: Progress | None = None,
+    *,
+    roles: frozenset[Role] = frozenset(),
+) -> Firmware:
+    """Fetch and check by rules 1, 3 and 5. Synchronous.
 
     Args:
         store: the target's repository.
-        work_dir: an existing directory; the layer is kept there.
-        progress: called as progress(bytes done, bytes in total).
+        work_dir: an existing directory; the layers are kept there.
+        progress: of the application's layer, called as progress(bytes done, bytes in total).
+        roles: of images to be fetched beside the application, where the artifact has them.
 
     Raises:
         FlashJobError: with a wire reason; ArtifactInvalid for all that has no other.
@@ -87,11 +100,18 @@ def fetch(store: ArtifactStore, target: Target, work_dir: Path, progress: Progre
             if wanted != found:
                 message = f"the manifest names {what} {found}, the task pins {wanted}"
                 raise problem(Reason.ARTIFACT_INVALID, message)
-        path = work_dir / f"{target.image_digest.removeprefix('sha256:')}.bin"
-        api.fetch_layer(store, chip.app, path, progress)
-        return Firmware(chip.config, path.read_bytes(), chip.release_statement)
+        image = _bytes(store, chip.app, work_dir, progress)
+        others = [layer for layer in chip.layers if layer.image.role in roles]
+        extras = tuple((layer.image, _bytes(store, layer, work_dir)) for layer in others)
+        return Firmware(chip.config, image, chip.release_statement, extras)
     except PipelineError as error:
         raise artifact_error(error) from error
+
+
+def _bytes(store: ArtifactStore, layer: Layer, work_dir: Path, progress: Progress | None = None) -> bytes:
+    path = work_dir / f"{layer.image.digest.removeprefix('sha256:')}.bin"
+    api.fetch_layer(store, layer, path, progress)
+    return path.read_bytes()
 
 
 def _in_thread(work: Callable[[], _T]) -> Future[_T]:
@@ -113,26 +133,25 @@ class Fetcher:
 
     def __init__(self, work_dir: Path, environment: Mapping[str, str]) -> None:
         self._work_dir, self._environment = work_dir, environment
-        self._running: dict[str, asyncio.Future[Firmware]] = {}
+        self._running: dict[tuple[str, frozenset[Role]], asyncio.Future[Firmware]] = {}
         self._deltas: dict[tuple[str, str], Future[tuple[frozenset[tuple[int, bytes]], bytes] | None]] = {}
 
     async def get(self, assignment: Assignment) -> Firmware:
         """The firmware of an assignment. Raises FlashJobError; FetchTimeout after the assignment's fetch_seconds."""
         target, seconds = assignment.target, assignment.timeouts.fetch_seconds
-        running = self._running.get(target.manifest_digest)
+        roles = permitted(assignment.safety, assignment.transport)
+        running = self._running.get((target.manifest_digest, roles))
         if running is None:
-            running = self._running[target.manifest_digest] = asyncio.wrap_future(self._begin(target))
+            running = asyncio.wrap_future(_in_thread(lambda: self._fetch(target, roles)))
+            self._running[target.manifest_digest, roles] = running
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.shield(running)
         except TimeoutError as error:
             raise problem(Reason.FETCH_TIMEOUT, f"{target.repository}: not fetched after {seconds} s") from error
 
-    def _begin(self, target: Target) -> Future[Firmware]:
-        return _in_thread(lambda: self._fetch(target))
-
     async def delta(self, assignment: Assignment, info: Info) -> Delta | None:
-        """A delta to the target from what the device says that it runs (rule 5); made once for all that run the same."""
+        """A delta to the target from what the device says that it runs (rule 6); made once for all that run the same."""
         base, target = assignment.base, assignment.target
         if base is None or not delta.available():
             return None
@@ -172,7 +191,7 @@ class Fetcher:
         except PipelineError as error:
             raise FlashJobError(Reason.REGISTRY_UNAUTHORIZED.value, error.message, error.next_step) from error
 
-    def _fetch(self, target: Target) -> Firmware:
+    def _fetch(self, target: Target, roles: frozenset[Role]) -> Firmware:
         store = self._store(target.repository, target.index_digest, target.plain_http)
         near = nearest(store, target, self._environment.get(pod.ENV_CACHE_DIR), self._environment.get(pod.ENV_MIRROR))
-        return fetch(near, target, self._work_dir)
+        return fetch(near, target, self._work_dir, roles=roles)

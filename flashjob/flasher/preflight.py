@@ -13,8 +13,10 @@ Rules (tests name them):
    HardwareContradiction. What it says is only ever a reason to refuse: secure boot counts as on if either says so.
 4. The bootloader goes back from an image that fails, else it needs `allowWithoutRollback` (NoRollback).
 5. Where the job names versions to start from, the device runs one of them, or already the target's (FromVersion).
-6. Every rule of firmware_pipeline.compatibility holds, with complete facts. Only the application is ever written:
-   bootloader, partition table and data partitions of an artifact stay where they are.
+6. Every rule of firmware_pipeline.compatibility holds, with complete facts, for the application and whatever else is to
+   be written (`content`), each with its own permission.
+7. Nobody is asked to wipe data over the network (WipeNeedsSerial), and a bootloader that is to be written is one for
+   this very chip: rules 1 and 3 of `content`.
 
 Rules 4 and 5 are asked of an application that answers; a blank board (before: None) has none and goes by the others.
 """
@@ -22,6 +24,7 @@ Rules 4 and 5 are asked of an application that answers; a blank board (before: N
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from attestation.device_protocol import Flag, Info
 from firmware_pipeline.compatibility import CheckOptions, check
@@ -32,14 +35,19 @@ from firmware_pipeline.esp.chips import by_id, by_target
 from firmware_pipeline.esp.image import parse_image
 from firmware_pipeline.esp.mcuboot import is_mcuboot, parse_mcuboot
 from firmware_pipeline.esp.measurement import measure
+from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
 from firmware_pipeline.hardware import HardwareFacts
+from firmware_pipeline.plan import Role
 from flashjob.errors import FlashJobError
+from flashjob.flasher.content import Content, check_bootloader, permitted, refuse_wipe
 from flashjob.flasher.transports.base import problem
 from flashjob.pipeline_reasons import HARDWARE_REASONS
 from flashjob.wire.pod import Assignment, TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
 
+NOTHING: Final = Content()
+"""Nothing beside the application."""
 _UNREAD = (PipelineReason.HardwareUnknown, PipelineReason.SlotUnknown)
 
 
@@ -112,15 +120,20 @@ def check_claims(assignment: Assignment, facts: HardwareFacts, info: Info) -> Ha
 
 
 def check_hardware(
-    assignment: Assignment, facts: HardwareFacts, config: FirmwareConfig, info: Info | None = None
+    assignment: Assignment,
+    facts: HardwareFacts,
+    config: FirmwareConfig,
+    info: Info | None = None,
+    content: Content = NOTHING,
 ) -> None:
-    """Rules 1 and 3 to 6. Raises FlashJobError with the first mismatch's reason and all messages.
+    """Rules 1 and 3 to 7. Raises FlashJobError with the first mismatch's reason and all messages.
 
     Args:
         assignment: the attempt.
         facts: what was read from the live chip.
         config: of the image that would be written.
         info: what the application said, where one answers.
+        content: what would be written.
     """
     serial = assignment.transport is TransportKind.SERIAL
     if serial and assignment.mac is not None and facts.mac is None and not facts.secure_download:
@@ -128,8 +141,12 @@ def check_hardware(
     check_identity(assignment, mac=facts.mac)
     if info is not None:
         facts = check_claims(assignment, facts, info)
+    if refusal := refuse_wipe(assignment.safety, assignment.transport):
+        raise refusal
     options = CheckOptions(
         transport="serial" if serial else "network",
+        write=_roles(config, content),
+        permitted=permitted(assignment.safety, assignment.transport) | {Role.APP},
         allow_in_place=serial and assignment.safety.allow_in_place,
         allow_downgrade=assignment.safety.allow_downgrade,
         allow_security_version_burn=assignment.safety.allow_security_version_burn,
@@ -143,6 +160,20 @@ def check_hardware(
         reason = HARDWARE_REASONS.get(first.reason, Reason.PREFLIGHT_FAILED)
         message = " ".join(mismatch.message for mismatch in mismatches)
         raise FlashJobError(reason.value, message[:1000], first.next_step)
+    if content.bootloader is not None:
+        offset = facts.partition_table_offset
+        check_bootloader(content.bootloader, facts, DEFAULT_TABLE_OFFSET if offset is None else offset)
+
+
+def _roles(config: FirmwareConfig, content: Content) -> frozenset[Role]:
+    """What would be written, by role."""
+    offsets = {offset for offset, _ in content.data}
+    written = {image.role for image in config.images if image.offset in offsets} | {Role.APP}
+    if content.bootloader is not None:
+        written.add(Role.BOOTLOADER)
+    if content.table is not None:
+        written.add(Role.PARTITION_TABLE)
+    return frozenset(written)
 
 
 def _attests(assignment: Assignment) -> bool:

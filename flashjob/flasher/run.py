@@ -38,6 +38,7 @@ from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
 from firmware_pipeline.hardware import HardwareFacts
 from flashjob.errors import FlashJobError
 from flashjob.flasher import preflight
+from flashjob.flasher.content import Content, Extra, content
 from flashjob.flasher.delta import Delta
 from flashjob.flasher.judge import Judge
 from flashjob.flasher.tail import Tail
@@ -79,6 +80,12 @@ class Firmware:
     config: FirmwareConfig
     image: bytes = field(repr=False)
     release: bytes | None = None
+    extras: tuple[Extra, ...] = field(default=(), repr=False)
+    """Those that the job permits to write beside the application."""
+
+    def content(self, assignment: Assignment) -> Content:
+        """What is to be written."""
+        return content(self.config, len(self.image), self.extras, assignment.safety, assignment.transport)
 
 
 Listener = Callable[[Stage, int, int], None]
@@ -220,9 +227,10 @@ class Attempt:
 
     async def _preflight(self, info: Info | None) -> None:
         offset = self._firmware.config.partition_table_offset
-        self._facts = await self._transport.probe(DEFAULT_TABLE_OFFSET if offset is None else offset)
+        brought = self._firmware.content(self._task)
+        self._facts = await self._transport.probe(DEFAULT_TABLE_OFFSET if offset is None else offset, brought)
         try:
-            preflight.check_hardware(self._task, self._facts, self._firmware.config, info)
+            preflight.check_hardware(self._task, self._facts, self._firmware.config, info, brought)
         except FlashJobError:
             await self._abandon()
             raise

@@ -11,7 +11,7 @@ Rules (tests name them):
    measured.
 4. The record that selects the slot is the last thing written; it goes into the otadata sector that does not hold the
    current choice, has state NEW, and its label carries the boot id.
-5. Bootloader, partition table and all other partitions are never in a plan.
+5. Bootloader, partition table and all other partitions are never in a plan; see `writing` for those.
 """
 
 from __future__ import annotations
@@ -43,12 +43,26 @@ class SlotPlan:
         end = min(_up(image_size, MMU_PAGE), self.slot.size)
         return self.slot.offset + start, max(0, end - start)
 
+    def written(self, image_size: int) -> tuple[int, int]:
+        """(offset, size) in bytes of all that an image of that size takes of the slot, its tail included."""
+        tail, size = self.tail(image_size)
+        return self.slot.offset, tail + size - self.slot.offset
+
     def selection(self, boot_id: bytes) -> tuple[int, bytes]:
         """(offset, 4096 bytes) of the otadata sector that makes this slot boot next (rule 4)."""
         sector, record = otadata.select_record(
             self.otadata_bytes, self.index, self.n_slots, boot_id=boot_id, state=SlotState.NEW
         )
         return self.otadata.offset + sector * FLASH_SECTOR, record.ljust(FLASH_SECTOR, b"\xff")
+
+
+def booting(table: PartitionTable, otadata_bytes: bytes) -> Partition | None:
+    """What a bootloader would choose by this table and this OTA data: a slot, the factory application, else ota_0."""
+    slots = table.ota_slots
+    current = otadata.select(otadata_bytes, len(slots)) if slots and table.otadata is not None else None
+    if current is not None:
+        return slots[current.slot]
+    return table.factory or (slots[0] if slots else None)
 
 
 def choose(
@@ -69,8 +83,8 @@ def choose(
     if not slots or place is None:
         raise _none("the partition table has no OTA slots with otadata")
     if running_subtype is None:
-        current = otadata.select(otadata_bytes, len(slots))
-        running = current.slot if current else (None if table.factory else 0)
+        chosen = booting(table, otadata_bytes)
+        running = chosen.ota_index if chosen is not None else None
     else:
         running = next((i for i in range(len(slots)) if running_subtype == SUBTYPE_OTA_0 + i), None)
     index = 0 if running is None else (running + 1) % len(slots)

@@ -94,6 +94,15 @@ class Timeouts(WireModel):
         return before + self.write_seconds + self.boot_seconds + self.attest_seconds + self.confirm_seconds
 
 
+class Data(StrEnum):
+    """What becomes of the device's data partitions (docs/decisions/0013)."""
+
+    KEEP = "Keep"
+    """Every one stays byte for byte."""
+    WIPE = "Wipe"
+    """Serial: what applications wrote is erased, and the artifact's images of such partitions are written."""
+
+
 class Safety(WireModel):
     """What the job explicitly permits beyond the safe default."""
 
@@ -111,6 +120,19 @@ class Safety(WireModel):
     allow_without_rollback: Annotated[
         bool, Field(description="Permit devices whose bootloader does not go back from an image that fails.")
     ] = False
+    allow_bootloader: Annotated[
+        bool, Field(description="Serial: permit to write the artifact's bootloader; a network device keeps its own.")
+    ] = False
+    allow_partition_table: Annotated[
+        bool, Field(description="Serial: permit to write the artifact's partition table where the device has another.")
+    ] = False
+    data: Annotated[
+        Data,
+        Field(
+            description="Keep: data partitions stay as they are. Wipe, serial only: what applications wrote is erased, "
+            "and the artifact's images of data partitions are written."
+        ),
+    ] = Data.KEEP
     from_versions: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=32)], ...],
         Field(max_length=16, description="Only devices that run one of these versions; empty: any."),

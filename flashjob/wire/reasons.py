@@ -252,6 +252,16 @@ class Reason(StrEnum):
         "the device's partition table is not the image's",
         "build for the device's table",
     )
+    DATA_WOULD_BE_LOST = (
+        "DataWouldBeLost",
+        "under the new partition table a data partition would move, shrink or vanish",
+        "build a table that leaves it in place, or set safety.data: Wipe where its data may go",
+    )
+    WIPE_NEEDS_SERIAL = (
+        "WipeNeedsSerial",
+        "data partitions are erased over a serial line only: the device protocol has no verb for it",
+        "flash the device over its port, or set safety.data: Keep: sealed data opens to no other application anyway",
+    )
     NO_UPDATE_SLOT = (
         "NoUpdateSlot",
         "the device has no inactive slot to write",

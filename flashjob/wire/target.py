@@ -18,6 +18,15 @@ class Measurement(WireModel):
     value: Annotated[Hex, Field(description="The hash, lower-case hex.")]
 
 
+class DataImage(WireModel):
+    """An image of a data partition that `safety.data: Wipe` writes."""
+
+    label: Annotated[
+        str, Field(min_length=1, max_length=16, description="The partition's name; without one, its offset.")
+    ]
+    digest: Annotated[Digest, Field(description="Digest of the layer: what an application that measures it reports.")]
+
+
 class Target(WireModel):
     """Pins everything about the image of one chip; gateway and handler read it here and never ask a registry."""
 
@@ -46,4 +55,8 @@ class Target(WireModel):
         tuple[Measurement, ...],
         Field(min_length=1, max_length=8, description="The image's measurement in every algorithm."),
     ]
+    data_images: Annotated[
+        tuple[DataImage, ...],
+        Field(max_length=16, description="Images of data partitions, written only where the job wipes data."),
+    ] = ()
     plain_http: Annotated[bool, Field(alias="plainHTTP", description="Talk to the registry without TLS.")] = False

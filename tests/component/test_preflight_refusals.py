@@ -18,6 +18,7 @@ import pytest
 from attestation.device_protocol import Flag, Info
 from firmware_pipeline.esp import builder
 from firmware_pipeline.hardware import HardwareFacts
+from flashjob.flasher.content import Content
 from flashjob.flasher.fetch import fetch
 from flashjob.flasher.run import Attempt
 from flashjob.flasher.transports.base import Transport
@@ -109,8 +110,8 @@ class Bent:
         info: Info = self._refusal.info(await self._way.info(seconds))
         return info
 
-    async def probe(self, partition_table_offset: int) -> HardwareFacts:
-        facts: HardwareFacts = self._refusal.facts(await self._way.probe(partition_table_offset))
+    async def probe(self, partition_table_offset: int, content: Content | None = None) -> HardwareFacts:
+        facts: HardwareFacts = self._refusal.facts(await self._way.probe(partition_table_offset, content))
         return facts
 
     def __getattr__(self, name: str) -> Any:

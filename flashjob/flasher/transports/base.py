@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from attestation.device_protocol import DeviceError, Info, Verb
 from firmware_pipeline.hardware import HardwareFacts
 from flashjob.errors import FlashJobError
 from flashjob.wire.gateway import PermitReply
 from flashjob.wire.reasons import Reason
+
+if TYPE_CHECKING:
+    from flashjob.flasher.content import Content
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) in bytes of the wire."""
@@ -56,8 +59,11 @@ class Transport(Protocol):
         """The device nonce that an install grant must carry; None where no grant is sent."""
         ...
 
-    async def probe(self, partition_table_offset: int) -> HardwareFacts:
-        """Read what the hardware is. Serial: the chip leaves its application for the loader."""
+    async def probe(self, partition_table_offset: int, content: Content | None = None) -> HardwareFacts:
+        """Read what the hardware is and plan a place for `content` (None: an application for the inactive slot).
+
+        Serial: the chip leaves its application for the loader.
+        """
         ...
 
     async def write(self, image: bytes, permit: PermitReply, progress: Progress) -> None:

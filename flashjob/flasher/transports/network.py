@@ -4,7 +4,7 @@
 Rules (tests name them):
 
 1. A lost connection is resumed where the device says it is, as long as it says so within `_RESUME_SECONDS`.
-2. A device that has forgotten the grant (it reset) needs a new permit: `PermitSpent`.
+2. A device that has forgotten the grant, or its nonce (it reset), needs a new permit: `PermitSpent`.
 3. After the last byte the device reboots by itself; it has come back when `info` shows another boot seed. Its address
    may have changed: `locate` is asked each time it is not where it was.
 4. An address that begins with https:// is spoken to over TLS, bound to the device by its evidence; the boot that the
@@ -26,6 +26,7 @@ from firmware_pipeline.esp import chips
 from firmware_pipeline.esp.otadata import SlotState
 from firmware_pipeline.esp.partitions import SUBTYPE_OTA_0
 from firmware_pipeline.hardware import HardwareFacts
+from flashjob.flasher.content import Content
 from flashjob.flasher.transports.base import Locate, PermitSpent, Progress, failure, problem
 from flashjob.wire.gateway import PermitReply
 from flashjob.wire.reasons import Reason
@@ -77,9 +78,11 @@ class NetworkTransport:
         """Hand over a confirm grant; evidence over its second nonce."""
         return await _told(self._device.grant(grant), Reason.CONFIRM_TIMEOUT)
 
-    async def probe(self, partition_table_offset: int) -> HardwareFacts:
+    async def probe(self, partition_table_offset: int, content: Content | None = None) -> HardwareFacts:
         """What the device says of its hardware: enough to refuse; the device checks again by itself."""
-        info = self._info = await _told(self._device.info(), Reason.DEVICE_UNREACHABLE)
+        if self._info is None:
+            self._info = await _told(self._device.info(), Reason.DEVICE_UNREACHABLE)
+        info = self._info
         try:
             target = chips.by_id(info.chip_id).target
         except PipelineError as error:
@@ -116,10 +119,18 @@ class NetworkTransport:
 
         try:
             async with asyncio.timeout(permit.write_seconds):
-                await _told(self._device.grant(permit.install_grant), Reason.TRANSPORT_LOST)
+                await self._grant(permit.install_grant)
                 await self._upload(image, bytes.fromhex(permit.grant_id or ""), sent)
         except TimeoutError as error:
             raise problem(Reason.WRITE_TIMEOUT, f"not written after {permit.write_seconds} s") from error
+
+    async def _grant(self, grant: bytes) -> None:
+        try:
+            await self._device.grant(grant)
+        except DeviceError as error:
+            if error.code is ErrorCode.NONCE:
+                raise PermitSpent(Reason.TRANSPORT_LOST.value, error.message) from error
+            raise failure(error, Reason.TRANSPORT_LOST) from error
 
     async def _upload(self, image: bytes, grant_id: bytes, sent: Callable[[int], None]) -> None:
         offset = furthest = standstills = 0
@@ -150,7 +161,7 @@ class NetworkTransport:
 
     async def reboot(self, seconds: float, locate: Locate) -> Info:
         """Wait for the device to come back (rule 3)."""
-        self._device.rebooted()
+        await self._device.rebooted()
         info = await self._until(seconds, self._rebooted, Reason.SILENT_AFTER_WRITE, locate)
         self._info = info
         return info

@@ -5,7 +5,7 @@ Rules (tests name them):
 
 1. Port and lock are held by one of two at a time: the esptool program (from `probe` to `reboot` or `abandon`), or the
    application's client. Nothing else opens the port in between.
-2. What is written is a `slots.SlotPlan` and nothing else; its selecting record comes last, after the image is verified.
+2. What is written is a `writing.WritePlan` and nothing else, step by step; the selecting record comes last.
 3. A write that outlasts the permit ends with the program killed (WriteTimeout).
 4. A reset takes native USB off its bus: after it the port may be missing for as long as the application may take to
    answer. Still missing then, it is PortVanished; before it, a missing port is PortNotFound at once.
@@ -32,7 +32,8 @@ from firmware_pipeline.esp.otadata import OTADATA_SIZE, blank_otadata
 from firmware_pipeline.hardware import HardwareFacts
 from firmware_pipeline.plan import PartitionEntry
 from flashjob.errors import FlashJobError
-from flashjob.flasher import slots
+from flashjob.flasher import writing
+from flashjob.flasher.content import Content
 from flashjob.flasher.esptool import Esptool
 from flashjob.flasher.transports.base import Locate, Progress, failure, problem
 from flashjob.wire.esptool_lines import ChipEvent, Region
@@ -69,7 +70,7 @@ class SerialTransport:
         self._port, self._work_dir, self._settings, self._in_place = port, work_dir, settings, in_place
         self._tool: Esptool | None = None
         self._device: SerialDevice | None = None
-        self._plan: slots.SlotPlan | None = None
+        self._plan: writing.WritePlan | None = None
         self._info: Info | None = None
         self._written_before = 0
 
@@ -145,7 +146,7 @@ class SerialTransport:
         """Over serial no install grant is sent."""
         return None
 
-    async def probe(self, partition_table_offset: int) -> HardwareFacts:
+    async def probe(self, partition_table_offset: int, content: Content | None = None) -> HardwareFacts:
         """Chip, flash, security, partition table and otadata, through the loader; the port stays held.
 
         A chip that was found and cannot be written is let run again.
@@ -159,19 +160,19 @@ class SerialTransport:
         self._tool = await tool.__aenter__()
         chip, _ = await tool.probe()
         try:
-            return await self._facts(tool, chip, partition_table_offset)
+            return await self._facts(tool, chip, partition_table_offset, content or Content(in_place=self._in_place))
         except FlashJobError:
             with contextlib.suppress(FlashJobError):
                 await self.abandon()
             raise
 
-    async def _facts(self, tool: Esptool, chip: ChipEvent, partition_table_offset: int) -> HardwareFacts:
+    async def _facts(self, tool: Esptool, chip: ChipEvent, table_offset: int, content: Content) -> HardwareFacts:
         try:
             facts = {"chip_id": chips.by_target(chip.chip).chip_id} | _told(chip)
             if self._info is not None:
                 facts |= _claims(self._info)
             if not (chip.secure_download or chip.flash_encryption):
-                facts |= await self._layout(tool, partition_table_offset)
+                facts |= await self._layout(tool, table_offset, content)
             return HardwareFacts.model_validate(facts)
         except PipelineError as error:
             raise problem(Reason.WRONG_CHIP, f"{self._port} holds an {chip.chip}: {error.message}") from error
@@ -180,22 +181,23 @@ class SerialTransport:
             message = f"{self._port}: the chip's {first['loc'][0]} makes no sense: {first['msg']}"
             raise problem(Reason.PREFLIGHT_FAILED, message) from error
 
-    async def _layout(self, tool: Esptool, offset: int) -> dict[str, object]:
+    async def _layout(self, tool: Esptool, offset: int, content: Content) -> dict[str, object]:
         raw = (await tool.read(Region(offset=offset, size=partitions.TABLE_SIZE)))[offset]
-        try:
-            table = partitions.parse_table(raw, table_offset=offset)
-        except PipelineError as error:
-            raise problem(Reason.PARTITION_MISMATCH, f"at {offset:#x}: {error.message}") from error
-        record, data = table.otadata, blank_otadata()
+        place = writing.layout(raw, offset, content, answers=self._info is not None)
+        record, data = place.new.otadata, blank_otadata()
         if record is not None:
             data = (await tool.read(Region(offset=record.offset, size=OTADATA_SIZE)))[record.offset]
-        self._plan = slots.choose(table, data, self._info.running_slot if self._info else None, self._in_place)
-        return {
+        self._plan = writing.plan(place, data, self._info.running_slot if self._info else None, content)
+        facts: dict[str, object] = {
             "partition_table_offset": offset,
+            "target_slot": self._plan.target.index,
+            "target_slot_size": self._plan.target.slot.size,
+        }
+        if place.old is None:
+            return facts
+        return facts | {
             "partition_table_sha256": partitions.table_sha256(raw).hex(),
-            "partitions": tuple(PartitionEntry.of(row) for row in table.partitions),
-            "target_slot": self._plan.index,
-            "target_slot_size": self._plan.slot.size,
+            "partitions": tuple(PartitionEntry.of(row) for row in place.old.partitions),
         }
 
     async def write(self, image: bytes, permit: PermitReply, progress: Progress) -> None:
@@ -214,7 +216,18 @@ class SerialTransport:
         erase = [Region(offset=tail, size=size)] if size else []
         try:
             async with asyncio.timeout(permit.write_seconds):
-                await tool.write(regions, erase, progress)
+                for step in steps:
+    async def _regions(self, step: writing.Step) -> list[Region]:
+        """What a step writes, in a file for the esptool program."""
+        if not step.data:
+            return []
+        file = self._work_dir / f"{Path(self._port).name}-{step.name}.bin"
+        await asyncio.to_thread(file.write_bytes, step.data)
+        return [Region(offset=step.offset, file=str(file))]
+
+                    erase = [Region(offset=offset, size=size) for offset, size in step.erase]
+                    await tool.write(await self._regions(step), erase, _part(progress, before, total))
+                    before += len(step.data)
         except TimeoutError as error:
             await self._end_tool(kill=True)
             raise problem(Reason.WRITE_TIMEOUT, f"not written after {permit.write_seconds} s") from error
@@ -248,6 +261,11 @@ class SerialTransport:
         if self._device is None:
             raise problem(Reason.INTERNAL_ERROR, "the port is not open")
         return self._device
+def _part(progress: Progress, before: int, total: int) -> Progress:
+    """Progress of one of several parts, told as that of the whole."""
+    return lambda done, _: progress(before + done, total)
+
+
 
     async def _stop_application_client(self) -> None:
         device, self._device = self._device, None
