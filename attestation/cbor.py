@@ -82,9 +82,9 @@ def strict_loads(
             value = cbor2.loads(
                 data, max_depth=8, allow_indefinite=False, allow_duplicate_keys=False, semantic_decoders=_NO_TAGS
             )
-            few = len(data) <= max_items or _count(value) <= max_items
-            if few and _shortest_size((value,), max_depth) == len(data):
-                return value  # type: ignore[no-any-return]  # _shortest_size knows no type beside those of Value
+            size, count = _shortest((value,), max_depth)
+            if size == len(data) and count <= max_items:
+                return value  # type: ignore[no-any-return]  # _shortest knows no type beside those of Value
         except Exception:  # noqa: S110, BLE001  # the reader below decides, and names the reason
             pass
     reader = _Reader(bytes(data), max_items, allow_null)
@@ -103,6 +103,16 @@ def dumps(value: Writable) -> bytes:
     out = bytearray()
     _write(value, out)
     return bytes(out)
+
+
+def byte_string(data: bytes) -> bytes:
+    """``dumps`` of a byte string, at once: what a signature covers is made of them."""
+    size = len(data)
+    if size < 24:
+        return bytes((0x40 | size,)) + data
+    if size < 1 << 8:
+        return bytes((0x58, size)) + data
+    return dumps(data)
 
 
 class _NoTags(dict[int, Any]):
@@ -126,20 +136,17 @@ _NO_TAGS: Final = _NoTags()
 _KEY_TYPES: Final = frozenset({int, str})
 
 
-def _count(value: Any) -> int:
-    """How many items there are, keys and values counted alike."""
-    if type(value) is dict:
-        return 1 + len(value) + sum(map(_count, value.values()))
-    return 1 + sum(map(_count, value)) if type(value) is list else 1
+def _shortest(items: Any, depth: int) -> tuple[int, int]:
+    """Bytes that the shortest encodings of these items take, and how many items they are, keys and values counted alike.
 
-
-def _shortest_size(items: Any, depth: int) -> int:
-    """Bytes that the shortest encodings of these items take; ValueError for what rules 6 to 8 refuse."""
-    size = 0
+    Raises:
+        ValueError: what rules 6 to 8 refuse.
+    """
+    size = count = len(items)  # a head has at least one byte
     for item in items:
         kind = type(item)
         if kind is int:
-            argument = item if item >= 0 else -1 - item
+            argument = item if item >= 0 else ~item
         elif kind is bytes:
             argument = len(item)
             size += argument
@@ -152,17 +159,17 @@ def _shortest_size(items: Any, depth: int) -> int:
             raise ValueError("depth, or type")
         elif kind is list:
             argument = len(item)
-            size += _shortest_size(item, depth - 1)
+            inner = _shortest(item, depth - 1)
+            size, count = size + inner[0], count + inner[1]
         elif kind is dict and _KEY_TYPES.issuperset(map(type, item)):
             argument = len(item)
-            size += _shortest_size(item, 0) + _shortest_size(item.values(), depth - 1)
+            keys, values = _shortest(item, 0), _shortest(item.values(), depth - 1)
+            size, count = size + keys[0] + values[0], count + keys[1] + values[1]
         else:
             raise ValueError("type")
-        if argument < 24:
-            size += 1
-        else:
-            size += 2 if argument < 1 << 8 else 3 if argument < 1 << 16 else 5 if argument < 1 << 32 else 9
-    return size
+        if argument >= 24:
+            size += 1 if argument < 1 << 8 else 2 if argument < 1 << 16 else 4 if argument < 1 << 32 else 8
+    return size, count
 
 
 class _Reader:

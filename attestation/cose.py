@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from attestation.cbor import LIMIT, Value, Writable, dumps, strict_loads
+from attestation.cbor import LIMIT, Value, Writable, byte_string, dumps, strict_loads
 from attestation.errors import Code, Reject
 from attestation.keys import Alg, PrivateKey, PublicKey, alg_of
 
@@ -292,4 +292,4 @@ def _check_headers(
 
 
 def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
-    return b"\x84\x6aSignature1" + dumps(protected) + b"\x40" + dumps(payload)
+    return b"\x84\x6aSignature1%b\x40%b" % (byte_string(protected), byte_string(payload))

@@ -6,9 +6,9 @@
 2. Links come before signatures, signatures before descriptors (``dice_cbor.verify_chain``).
 3. The first layer's descriptor is the bootloader's, the second's the application's.
 
-A chain does not change while a device runs: ``ChainCache`` remembers verified ones, by their bytes, the anchor and
-everything of the policy that their verification depends on. It holds no verdicts: nonce, token, device state, deny
-list and all rules about what was measured are judged anew each time. A chain that was refused is never remembered.
+A chain does not change while a device runs. ``ChainCache`` remembers those of which everything held that depends on
+nothing but their bytes, the anchor, its root of trust and the policy; which rules these are, ``verifier`` says. It holds
+no verdicts: whatever depends on the token, the time or the device's state is judged anew. What was refused is never in it.
 """
 
 import threading
@@ -22,6 +22,7 @@ from attestation.anchors import DeviceAnchor
 from attestation.dice_cbor import ApplicationConfig, BootloaderConfig, Certificate, LeafCertificate
 from attestation.errors import Code, Reject
 from attestation.keys import Alg, PublicKey
+from attestation.policy import Measurement, RootOfTrust
 
 LAYERS: Final = 2
 """Bootloader and application."""
@@ -35,6 +36,9 @@ class Chain:
     application: Certificate
     boot_config: BootloaderConfig
     app_config: ApplicationConfig
+    bootloader_measurement: Measurement
+    measurement: Measurement
+    """Of the application."""
     leaf_key: PublicKey
     """Of the last certificate: the key that signs tokens."""
     leaf_id: bytes
@@ -42,11 +46,22 @@ class Chain:
     """Ids of all certified keys, in order."""
 
 
-_Key: TypeAlias = tuple[tuple[bytes, ...], bytes, bytes, frozenset[Alg]]
+@dataclass(frozen=True, slots=True)
+class KnownChain:
+    """A chain that held under one anchor, root of trust and policy, and what the trail says of its rules."""
+
+    chain: Chain
+    boot: str
+    """Of the part of ``boot`` that the chain decides alone."""
+    bootloader: str
+
+
+ChainKey: TypeAlias = tuple[tuple[bytes, ...], bytes, RootOfTrust, bytes]
+"""Certificates as received, device id (a hash of its key), root of trust, policy hash."""
 
 
 class ChainCache:
-    """Chains that were verified before: an explicit object, for threads of one process.
+    """Chains that held before: an explicit object, for threads of one process.
 
     Args:
         capacity: most chains held; the one unused for longest makes room. A chain takes about 6 KiB.
@@ -56,7 +71,7 @@ class ChainCache:
         if capacity < 1:
             raise ValueError("a cache holds at least one chain")
         self._capacity = capacity
-        self._chains: OrderedDict[_Key, Chain] = OrderedDict()
+        self._chains: OrderedDict[ChainKey, KnownChain] = OrderedDict()
         self._lock = threading.Lock()
         self.hits = self.misses = 0
         """How often a chain was known, and how often not."""
@@ -65,21 +80,21 @@ class ChainCache:
         """How many chains are held."""
         return len(self._chains)
 
-    def find(self, key: _Key) -> Chain | None:
-        """The chain remembered under this key."""
+    def find(self, key: ChainKey) -> KnownChain | None:
+        """What is remembered under this key."""
         with self._lock:
-            chain = self._chains.get(key)
-            if chain is None:
+            known = self._chains.get(key)
+            if known is None:
                 self.misses += 1
             else:
                 self.hits += 1
                 self._chains.move_to_end(key)
-            return chain
+            return known
 
-    def remember(self, key: _Key, chain: Chain) -> None:
-        """Remember a chain that was verified."""
+    def remember(self, key: ChainKey, known: KnownChain) -> None:
+        """Remember a chain that held."""
         with self._lock:
-            self._chains[key] = chain
+            self._chains[key] = known
             if len(self._chains) > self._capacity:
                 self._chains.popitem(last=False)
 
@@ -109,9 +124,8 @@ def verify(
     device: DeviceAnchor,
     anchor_id: bytes,
     *,
-    algs: frozenset[Alg],
+    algs: Set[Alg],
     compressed_ids: bool = False,
-    cache: ChainCache | None = None,
 ) -> Chain:
     """Read and verify a chain of bootloader, application and perhaps an attestation key.
 
@@ -121,14 +135,10 @@ def verify(
         anchor_id: DICE id of its key, from the form of key that the chain's ids are made from.
         algs: accepted algorithms.
         compressed_ids: ids are made from compressed points.
-        cache: chains verified before; None verifies anew.
 
     Raises:
         Reject: a rule is broken.
     """
-    key: _Key = (tuple(certificates), device.ueid, anchor_id, algs)
-    if cache is not None and (known := cache.find(key)) is not None:
-        return known
     if len({_is_x509(certificate) for certificate in certificates}) > 1:
         raise Reject(Code.DICE_FORM, "some certificates are X.509, others CBOR")
     layers = [parse_certificate(data, algs=algs, compressed_ids=compressed_ids) for data in certificates[:LAYERS]]
@@ -136,18 +146,17 @@ def verify(
     links: list[Certificate | LeafCertificate] = [*layers, *leaves]
     leaf_key = dice_cbor.verify_chain(links, device.key, anchor_id=anchor_id)
     bootloader, application = layers
-    chain = Chain(
+    return Chain(
         bootloader=bootloader,
         application=application,
         boot_config=dice_cbor.read_bootloader_config(bootloader.configuration),
         app_config=dice_cbor.read_application_config(application.configuration),
+        bootloader_measurement=Measurement.of_hash(bootloader.code_hash),
+        measurement=Measurement.of_hash(application.code_hash),
         leaf_key=leaf_key,
         leaf_id=links[-1].subject,
         subjects=tuple(link.subject for link in links),
     )
-    if cache is not None:
-        cache.remember(key, chain)
-    return chain
 
 
 def _is_x509(data: bytes) -> bool:

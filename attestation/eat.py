@@ -180,7 +180,8 @@ def read_token(claims: Mapping[int | str, Value]) -> Token:
     Raises:
         Reject: ``eat.*``; ``key.*`` for a weak key in ``cnf``.
     """
-    if claims.keys() != _REQUIRED and any(not isinstance(label, int) for label in claims):
+    as_required = claims.keys() == _REQUIRED
+    if not as_required and any(not isinstance(label, int) for label in claims):
         raise Reject(Code.EAT_STRUCTURE, "the token holds a claim with a text key")
     if claims.get(EAT_PROFILE) != PROFILE:
         raise Reject(Code.EAT_PROFILE, f"eat_profile {claims.get(EAT_PROFILE)!r:.60}, expected {PROFILE}")
@@ -188,7 +189,7 @@ def read_token(claims: Mapping[int | str, Value]) -> Token:
     if UEID not in claims:
         raise Reject(Code.EAT_UEID, "ueid (256) is missing")
     debug_status = _debug_status(claims.get(DBGSTAT))
-    if claims.keys() != _REQUIRED:
+    if not as_required:
         _check_labels(claims)
     return Token(
         nonce=nonce,
@@ -203,8 +204,8 @@ def read_token(claims: Mapping[int | str, Value]) -> Token:
         slot_state=_slot_state(claims[SLOT_STATE]),
         efuse_secure_version=_uint(claims[EFUSE_SECURE_VERSION], "eFuse secure version"),
         data_images=_data_images(claims[DATA_IMAGES]),
-        addresses=tuple(_text(item, 1, "address", 255) for item in _list(claims[ADDRESSES], "addresses")),
-        owner_keys=tuple(_bytes(item, 8, 8, "owner key id") for item in _list(claims[OWNER_KEYS], "owner keys")),
+        addresses=tuple([_text(item, 1, "address", 255) for item in _list(claims[ADDRESSES], "addresses")]),
+        owner_keys=tuple([_bytes(item, 8, 8, "owner key id") for item in _list(claims[OWNER_KEYS], "owner keys")]),
         fence=_uint(claims[FENCE], "fence"),
         confirmation_key=_confirmation_key(claims[CNF]) if CNF in claims else None,
     )

@@ -15,11 +15,13 @@ A nonce is good if all of these rules hold:
 That it is used only once is not decided here but in ``replay``.
 """
 
-import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from attestation.errors import Code, Reject
 
@@ -42,6 +44,8 @@ class KeyRing:
 
     current: int
     keys: Mapping[int, bytes] = field(repr=False)
+    macs: Mapping[int, HMAC] = field(init=False, repr=False, compare=False)
+    """Each key's HMAC before its first byte, to be copied: half of what a short message's HMAC costs is its key."""
 
     def __post_init__(self) -> None:
         if self.current not in self.keys:
@@ -49,6 +53,7 @@ class KeyRing:
         for number, key in self.keys.items():
             if not 0 <= number <= 255 or len(key) < 32:
                 raise ValueError(f"nonce key {number}: numbers are 0 to 255, keys have at least 32 bytes")
+        object.__setattr__(self, "macs", {number: HMAC(key, SHA256()) for number, key in self.keys.items()})
 
 
 def issue(ring: KeyRing, ueid: bytes, audience: bytes, *, now: int, ttl: int, random: bytes) -> bytes:
@@ -74,7 +79,7 @@ def issue(ring: KeyRing, ueid: bytes, audience: bytes, *, now: int, ttl: int, ra
     if not 0 < expiry < 2**32:
         raise ValueError("the expiry does not fit into 4 bytes")
     head = bytes([_VERSION, ring.current]) + expiry.to_bytes(4, "big") + random
-    return head + _mac(ring.keys[ring.current], head, ueid, audience)
+    return head + _mac(ring.macs[ring.current], head, ueid, audience)
 
 
 def check(ring: KeyRing, nonce: bytes, ueid: bytes, audience: bytes, *, now: int, ttl: int) -> int:
@@ -96,11 +101,11 @@ def check(ring: KeyRing, nonce: bytes, ueid: bytes, audience: bytes, *, now: int
     """
     if len(nonce) != SIZE or nonce[0] != _VERSION:
         raise Reject(Code.NONCE_STRUCTURE, f"not a version {_VERSION} nonce of {SIZE} bytes")
-    key = ring.keys.get(nonce[1])
-    if key is None:
+    keyed = ring.macs.get(nonce[1])
+    if keyed is None:
         raise Reject(Code.NONCE_KEY, f"the nonce was made with key {nonce[1]}, which is not in the ring")
     head, mac = nonce[:-_MAC_SIZE], nonce[-_MAC_SIZE:]
-    if not hmac.compare_digest(mac, _mac(key, head, ueid, audience)):
+    if not hmac.compare_digest(mac, _mac(keyed, head, ueid, audience)):
         raise Reject(Code.NONCE_MAC, "the nonce is not ours, or was issued for another device or purpose")
     expiry = int.from_bytes(nonce[2:6], "big")
     if now >= expiry:
@@ -110,6 +115,7 @@ def check(ring: KeyRing, nonce: bytes, ueid: bytes, audience: bytes, *, now: int
     return expiry
 
 
-def _mac(key: bytes, head: bytes, ueid: bytes, audience: bytes) -> bytes:
-    message = _LABEL + head + bytes([len(ueid)]) + ueid + audience
-    return hmac.digest(key, message, hashlib.sha256)[:_MAC_SIZE]
+def _mac(keyed: HMAC, head: bytes, ueid: bytes, audience: bytes) -> bytes:
+    mac = keyed.copy()
+    mac.update(b"%b%b%c%b%b" % (_LABEL, head, len(ueid), ueid, audience))
+    return mac.finalize()[:_MAC_SIZE]

@@ -10,7 +10,7 @@ one broken ends the judgement; ``Verdict.trail`` names those that held and the o
 4. ``device``: the device is active, and the evidence names the anchor that is enrolled for it.
 5. ``layers``: there are exactly the certificates that the policy's chain shape demands.
 6. ``chain``: well-formed certificates, linked and signed from the enrolled anchor on (rules of ``dice_chain``), with
-   well-formed descriptors; none of its keys is denied. A chain that a ``ChainCache`` remembers was verified before.
+   well-formed descriptors; none of its keys is denied.
 7. ``token``: signed by the last key of the chain. From here on the claims are authentic.
 8. ``claims``: the token follows its profile; identity, maker and model are those enrolled; its software name is the
    certified one.
@@ -29,6 +29,11 @@ one broken ends the judgement; ``Verdict.trail`` names those that held and the o
 16. ``data``: data images that the device measured equal the expected ones; those it did not measure are unproven, and
     refused where the policy requires all to be measured.
 
+Chains seen before: that ``layers``, ``chain``, ``bootloader``, and ``boot`` but for the debug status hold depends on the
+chain, the anchor with its root of trust, and the policy alone. Once all four held, a ``ChainCache`` remembers it for
+exactly these, and they are not judged again. A refusal is never remembered; nor is anything else: order, trail and verdict
+are the same with a cache and without.
+
 A root of trust below the policy's minimum does not reject: the device is judged by its own tier's rules, and the
 verdict says ``proven_at_tier=False``. Such a verdict is never a success. A verdict counts only once its nonce has
 been consumed: ``verify_once`` does both.
@@ -43,8 +48,8 @@ from typing import Final
 from attestation import cose, dice_cbor, dice_chain, eat, keys, nonce
 from attestation.anchors import DeviceAnchor, DeviceState
 from attestation.cbor import Value
-from attestation.dice_cbor import BootloaderConfig
-from attestation.dice_chain import Chain, ChainCache
+from attestation.dice_chain import Chain, ChainCache, ChainKey, KnownChain
+from attestation.eat import Token
 from attestation.errors import Code, Reject
 from attestation.keys import Alg
 from attestation.policy import (
@@ -53,7 +58,6 @@ from attestation.policy import (
     AttestationPolicySpec,
     IdForm,
     LeafSigning,
-    Measurement,
     Mode,
     RequireMeasured,
     RootOfTrust,
@@ -88,7 +92,7 @@ def verify(evidence: bytes, context: Context, *, chains: ChainCache | None = Non
     Args:
         evidence: as the device sent it.
         context: everything else.
-        chains: chains verified before, so that only the token's signature remains; None verifies everything anew.
+        chains: chains that held before, so that only the token's signature remains; None judges everything anew.
 
     Returns:
         The verdict. Bad evidence never raises: it is a verdict with a code.
@@ -145,7 +149,11 @@ class _Judge:
     claims: dict[int | str, Value]
     algs: frozenset[Alg]
     chain: Chain
-    authentic: DeviceClaims | None = None
+    boot: str
+    token: Token
+    known: KnownChain | None = None
+    authentic: bool = False
+    """Whether the claims are: chain and token held, and name this device."""
     acceptance: Acceptance | None = None
     answered: bytes | None = None
     until: int = 0
@@ -203,9 +211,16 @@ class _Judge:
         if self.envelope.anchor_id != expected:
             found = self.envelope.anchor_id.hex()
             raise Reject(Code.ANCHOR_ID, f"the evidence names anchor {found}, enrolled is {expected.hex()}")
+        if self.chains is not None:
+            self.known = self.chains.find(self._chain_key)
         return f"active, anchor {expected.hex()}"
 
     def check_layers(self) -> str:
+        if self.known is None:
+            self._check_layers()
+        return "bootloader and application"
+
+    def _check_layers(self) -> None:
         count, expected = len(self.envelope.certificates), 2
         if count > dice_cbor.MAX_CERTIFICATES:
             raise Reject(Code.CHAIN_LEN, f"{count} certificates, at most {dice_cbor.MAX_CERTIFICATES} are read")
@@ -215,16 +230,18 @@ class _Judge:
             expected += 1
         if count != expected:
             raise Reject(Code.REF_LAYERS, f"{count} certificates, the policy demands exactly {expected}")
-        return "bootloader and application"
 
     def check_chain(self) -> str:
-        self.chain = chain = dice_chain.verify(
+        self.chain = self.known.chain if self.known is not None else self._verified_chain()
+        return "linked and signed from the enrolled anchor"
+
+    def _verified_chain(self) -> Chain:
+        chain = dice_chain.verify(
             self.envelope.certificates,
             self.device,
             self.envelope.anchor_id,
             algs=self.algs,
             compressed_ids=self._compressed,
-            cache=self.chains,
         )
         if self.policy.deny.keys:
             denied = frozenset(self.policy.deny.keys)
@@ -234,7 +251,7 @@ class _Judge:
         for layer in (chain.bootloader, chain.application):
             if layer.profile_name is not None:
                 raise Reject(Code.DICE_PROFILE, f"profile name {layer.profile_name!r:.40}, expected none")
-        return "linked and signed from the enrolled anchor"
+        return chain
 
     def check_token(self) -> str:
         kid, leaf_id = self.message.kid, self.chain.leaf_id
@@ -244,34 +261,29 @@ class _Judge:
         return "signed by the last key of the chain"
 
     def check_claims(self) -> str:
-        token = eat.read_token(self.claims)
-        config, application, bootloader = self.chain.app_config, self.chain.application, self.chain.bootloader
+        self.token = token = eat.read_token(self.claims)
         if token.ueid != self.device.ueid:
             raise Reject(Code.EAT_UEID, f"the token is from {token.ueid.hex()}, enrolled is {self.device.ueid.hex()}")
-        self.authentic = DeviceClaims(
-            ueid=token.ueid,
-            bootloader=Measurement.of_hash(bootloader.code_hash),
-            measurement=Measurement.of_hash(application.code_hash),
-            application=config.name,
-            secure_version=config.security_version,
-            boot_id=config.boot_id,
-            slot=config.slot,
-            partition_table=config.partition_table,
-            mode=application.mode,
-            authority_hash=application.authority_hash,
-            security_efuses=config.security_efuses,
-            token=token,
-        )
+        self.authentic = True
         if self.device.oemid is not None and token.oemid != self.device.oemid:
             raise Reject(Code.EAT_HARDWARE, "oemid differs from the enrolled one")
         if self.device.hwmodel is not None and token.hwmodel != self.device.hwmodel:
             raise Reject(Code.EAT_HARDWARE, "hwmodel differs from the enrolled one")
-        if token.name != config.name:
-            raise Reject(Code.EAT_NAME, f"the token names {token.name!r}, the certificate {config.name!r}")
+        certified = self.chain.app_config.name
+        if token.name != certified:
+            raise Reject(Code.EAT_NAME, f"the token names {token.name!r}, the certificate {certified!r}")
         return f"device {token.ueid.hex()}"
 
     def check_boot(self) -> str:
-        claims, tier = self._claims, self.device.tier
+        self.boot = self.known.boot if self.known is not None else self._checked_boot()
+        debug_status = self.token.debug_status
+        if debug_status not in self.policy.debug_status:
+            raise Reject(Code.EAT_DBGSTAT, f"debug status {debug_status} is not allowed by the policy")
+        return f"{self.boot}, debug {debug_status}"
+
+    def _checked_boot(self) -> str:
+        """What the chain decides of it alone."""
+        mode, fuses, tier = self.chain.application.mode, self.chain.app_config.security_efuses, self.device.tier
         self_reported = tier is RootOfTrust.SELF_REPORTED
         modes = self.policy.modes
         authorities = self.policy.sets.authorities
@@ -284,65 +296,72 @@ class _Judge:
             if not zero and layer.authority_hash not in authorities:
                 found = layer.authority_hash.hex()
                 raise Reject(Code.REF_AUTHORITY, f"authority {found} of the {name} is not in the policy")
-        fuses = claims.security_efuses
         if not self_reported and not fuses & dice_cbor.EFUSE_SECURE_BOOT:
             raise Reject(Code.REF_EFUSES, f"enrolled as {tier}, but the eFuses say that secure boot is off")
-        if claims.mode is Mode.NORMAL and fuses & dice_cbor.EFUSES_LOCKED != dice_cbor.EFUSES_LOCKED:
+        if mode is Mode.NORMAL and fuses & dice_cbor.EFUSES_LOCKED != dice_cbor.EFUSES_LOCKED:
             raise Reject(Code.REF_EFUSES, f"mode Normal with open security eFuses (bits {fuses:#010b})")
-        if claims.mode is Mode.NOT_CONFIGURED and fuses & dice_cbor.EFUSE_SECURE_BOOT:
+        if mode is Mode.NOT_CONFIGURED and fuses & dice_cbor.EFUSE_SECURE_BOOT:
             raise Reject(Code.REF_EFUSES, "mode NotConfigured although secure boot is on")
-        if claims.debug_status not in self.policy.debug_status:
-            raise Reject(Code.EAT_DBGSTAT, f"debug status {claims.debug_status} is not allowed by the policy")
-        return f"{tier}, mode {claims.mode}, debug {claims.debug_status}"
+        return f"{tier}, mode {mode}"
 
     def check_bootloader(self) -> str:
-        rules, claims = self.policy.bootloader, self._claims
-        if self.boot_config.name != rules.name:
-            raise Reject(Code.REF_LAYERS, f"the first layer is {self.boot_config.name!r}, expected {rules.name!r}")
-        if is_denied(claims.bootloader, self.policy):
-            raise Reject(Code.REF_DENIED, f"bootloader {claims.bootloader} is on the deny list")
-        if claims.bootloader not in self.policy.sets.bootloaders:
-            raise Reject(Code.REF_CODE, f"bootloader {claims.bootloader} is not in the policy")
-        return str(claims.bootloader)
+        if self.known is not None:
+            return self.known.bootloader
+        found = self._checked_bootloader()
+        if self.chains is not None:
+            self.chains.remember(self._chain_key, KnownChain(self.chain, self.boot, found))
+        return found
+
+    def _checked_bootloader(self) -> str:
+        name, expected = self.chain.boot_config.name, self.policy.bootloader.name
+        measurement = self.chain.bootloader_measurement
+        if name != expected:
+            raise Reject(Code.REF_LAYERS, f"the first layer is {name!r}, expected {expected!r}")
+        if is_denied(measurement, self.policy):
+            raise Reject(Code.REF_DENIED, f"bootloader {measurement} is on the deny list")
+        if measurement not in self.policy.sets.bootloaders:
+            raise Reject(Code.REF_CODE, f"bootloader {measurement} is not in the policy")
+        return str(measurement)
 
     def check_application(self) -> str:
-        context, claims, policy = self.context, self._claims, self.policy
+        context, policy, config, measurement = self.context, self.policy, self.chain.app_config, self.chain.measurement
+        found = f"{config.name} {measurement}"
         if context.any_application:
             self.unproven.append("that the running application is an acceptable one")
-            return f"not judged: {claims.application} {claims.measurement}"
-        self.acceptance = acceptable_measurement(claims.measurement, policy, context.last_confirmed, context.pinned)
-        found = f"{claims.application} {claims.measurement}"
+            return f"not judged: {found}"
+        self.acceptance = acceptable_measurement(measurement, policy, context.last_confirmed, context.pinned)
         if self.acceptance is Acceptance.DENIED:
             raise Reject(Code.REF_DENIED, f"{found} is on the policy's deny list")
-        if context.expected is not None and claims.measurement not in context.expected:
+        if context.expected is not None and measurement not in context.expected:
             wanted = ", ".join(sorted(map(str, context.expected)))
             raise Reject(Code.REF_CODE, f"the device runs {found}, expected is {wanted}")
         if not self.acceptance.ok:
             raise Reject(Code.REF_CODE, f"{found} is neither in the policy nor confirmed nor pinned by a task")
-        if policy.application.names and claims.application not in policy.application.names:
-            raise Reject(Code.REF_LAYERS, f"application {claims.application!r} is not one the policy allows")
-        if policy.partition_tables and claims.partition_table.hex() not in policy.partition_tables:
-            raise Reject(Code.REF_PARTITIONS, f"partition table {claims.partition_table.hex()} is not in the policy")
+        if policy.application.names and config.name not in policy.application.names:
+            raise Reject(Code.REF_LAYERS, f"application {config.name!r} is not one the policy allows")
+        if policy.partition_tables and config.partition_table.hex() not in policy.partition_tables:
+            raise Reject(Code.REF_PARTITIONS, f"partition table {config.partition_table.hex()} is not in the policy")
         return f"{found}, accepted as {self.acceptance}"
 
     def check_versions(self) -> str:
-        boot_minimum, boot_version = self.policy.bootloader.min_security_version, self.boot_config.security_version
+        boot_minimum = self.policy.bootloader.min_security_version
+        boot_version = self.chain.boot_config.security_version
         if boot_minimum is not None and (boot_version is None or boot_version < boot_minimum):
             raise Reject(Code.ROLLBACK, f"security version {boot_version} of the bootloader is below {boot_minimum}")
-        version = self._claims.secure_version
+        version = self.chain.app_config.security_version
         floor = max(self.policy.application.min_security_version, self.context.floors.security_version)
         if not self.context.any_application and version < floor:
             raise Reject(Code.ROLLBACK, f"security version {version} of the application is below its floor {floor}")
         return f"security version {version}, floor {floor}"
 
     def check_counter(self) -> str:
-        count, floor = self._claims.boot_count, self.context.floors.boot_count
+        count, floor = self.token.boot_count, self.context.floors.boot_count
         if count < floor:
             raise Reject(Code.CLONE_BOOTCOUNT, f"boot counter {count}, but {floor} was seen: suspend the device")
         return f"boot {count}"
 
     def check_installation(self) -> str:
-        boot_id, expected = self._claims.boot_id, self.context.boot_ids
+        boot_id, expected = self.chain.app_config.boot_id, self.context.boot_ids
         if expected is None:
             return f"no demand: boot id {boot_id.hex()}"
         if not any(boot_id) or boot_id not in expected:
@@ -351,14 +370,14 @@ class _Judge:
         return f"boot id {boot_id.hex()}"
 
     def check_slot(self) -> str:
-        state, expected = self._claims.slot_state, self.context.slot_states
+        state, expected = self.token.slot_state, self.context.slot_states
         if expected is not None and state not in expected:
             wanted = ", ".join(sorted(value.name for value in expected))
             raise Reject(Code.SLOT_STATE, f"the running slot is {state.name}, expected {wanted}")
-        return f"slot {self._claims.slot:#04x} is {state.name}"
+        return f"slot {self.chain.app_config.slot:#04x} is {state.name}"
 
     def check_data(self) -> str:
-        measured, strict = self._claims.data_images, self.policy.require_measured is RequireMeasured.ALL
+        measured, strict = self.token.data_images, self.policy.require_measured is RequireMeasured.ALL
         for label, digests in self.context.data_images.items():
             if label in measured and digests:
                 if measured[label] not in digests:
@@ -381,7 +400,7 @@ class _Judge:
             message=reject.message if reject else "the evidence holds",
             trail=trail,
             unproven=tuple(self.unproven),
-            claims=self.authentic,
+            claims=self._claims() if self.authentic else None,
             acceptance=self.acceptance,
             tier=device.tier if device else None,
             proven_at_tier=accepted and strong,
@@ -391,15 +410,26 @@ class _Judge:
             evidence_sha256=hashlib.sha256(self.evidence).digest(),
         )
 
-    @property
-    def boot_config(self) -> BootloaderConfig:
-        return self.chain.boot_config
+    def _claims(self) -> DeviceClaims:
+        chain, config, application = self.chain, self.chain.app_config, self.chain.application
+        return DeviceClaims(
+            ueid=self.device.ueid,
+            bootloader=chain.bootloader_measurement,
+            measurement=chain.measurement,
+            application=config.name,
+            secure_version=config.security_version,
+            boot_id=config.boot_id,
+            slot=config.slot,
+            partition_table=config.partition_table,
+            mode=application.mode,
+            authority_hash=application.authority_hash,
+            security_efuses=config.security_efuses,
+            token=self.token,
+        )
 
     @property
-    def _claims(self) -> DeviceClaims:
-        if self.authentic is None:
-            raise RuntimeError("a rule ran before the claims were authentic")
-        return self.authentic
+    def _chain_key(self) -> ChainKey:
+        return self.envelope.certificates, self.device.ueid, self.device.tier, policy_hash(self.policy)
 
     @property
     def _compressed(self) -> bool:
