@@ -23,8 +23,10 @@ class Need(Enum):
 
     NETWORK = "a device on the network"
     SERIAL = "a device on a serial line"
+    TLS = "a device that speaks TLS: its address as https://HOST:PORT"
     GRANT_KEY = "--grant-key: the private half of a grant key that the device holds"
     RELEASE_KEY = "--release-key: the private half of a release key that the device holds"
+    GENERATION = "--generation: of test successions, above what the device holds"
     IMAGE = "--image: an application that this device may boot"
     RESET = "--reset-command: a command that presses the device's reset button"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,7 +24,7 @@ from flashjob.conformance.check import Broken
 SECONDS: Final = 8.0
 """Longest wait for one answer: what an installation's last byte may take is waited for apart."""
 _PATHS: Final = {Request.INFO: ("GET", "info"), Request.ATTEST: ("POST", "attest"), Request.NONCE: ("POST", "nonce"),
-                 Request.GRANT: ("POST", "grant")}  # fmt: skip
+                 Request.GRANT: ("POST", "grant"), Request.OWNER: ("POST", "owner")}  # fmt: skip
 _HEADER_LIMIT: Final = 16 * 1024
 
 
@@ -88,10 +89,21 @@ class Line(Protocol):
 
 
 class HttpLine:
-    """Requests over plain HTTP/1.1, a connection each."""
+    """Requests over HTTP/1.1, a connection each; over TLS whatever certificate is shown."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls: bool = False) -> None:
         self.host, self.port = host, port
+        self.certificate = b""
+        """That of the last connection, DER; empty without TLS."""
+        self._context: ssl.SSLContext | None = None
+        if tls:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
+
+    @property
+    def tls(self) -> bool:
+        """Whether TLS is spoken."""
+        return self._context is not None
 
     async def ask(self, request: Request, body: bytes) -> Answer:
         """One request."""
@@ -111,9 +123,13 @@ class HttpLine:
         """Send the head of a request and the first bytes of its body. Raises Silent."""
         try:
             async with asyncio.timeout(dp.CONNECT_SECONDS):
-                reader, writer = await asyncio.open_connection(self.host, self.port, limit=_HEADER_LIMIT)
+                reader, writer = await asyncio.open_connection(
+                    self.host, self.port, limit=_HEADER_LIMIT, ssl=self._context
+                )
         except (OSError, TimeoutError) as error:
             raise Silent(f"{self.host}:{self.port} takes no connection: {error or 'timeout'}") from error
+        if (session := writer.get_extra_info("ssl_object")) is not None:
+            self.certificate = session.getpeercert(binary_form=True) or b""
         host = f"[{self.host}]" if ":" in self.host else self.host
         head = (
             f"{method} /fj/1/{path} HTTP/1.1\r\nHost: {host}:{self.port}\r\nContent-Type: application/cbor\r\n"
@@ -181,7 +197,7 @@ class SerialLine:
 
     async def ask(self, request: Request, body: bytes) -> Answer:
         """One request, repeated once a second as a host does."""
-        inner = dumps(body) if request is Request.GRANT else body
+        inner = dumps(body) if request in (Request.GRANT, Request.OWNER) else body
         payload = b"\x82" + dumps(int(request)) + (dumps({}) if request is Request.INFO and not body else inner)
         frame = Frame(self.next_sid(), Kind.REQUEST, payload)
         return answer_of((await self.exchange(framing.encode(frame), frame.sid))[-1])

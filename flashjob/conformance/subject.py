@@ -46,6 +46,7 @@ class Materials:
         grant_key, release_key: private halves of keys that the device holds.
         image: an application that it may boot.
         sequence: of the releases made here; the device keeps the highest that is confirmed.
+        generation: first of the successions made here, above what the device holds; None: no key is followed.
         anchor: the device's UDS public key, where it is known.
         reset: presses its reset button.
         boot_seconds: longest wait for it to come back.
@@ -55,6 +56,7 @@ class Materials:
     release_key: PrivateKey | None = field(default=None, repr=False)
     image: bytes | None = field(default=None, repr=False)
     sequence: int = 1
+    generation: int | None = None
     anchor: PublicKey | None = None
     reset: Callable[[], Awaitable[None]] | None = None
     boot_seconds: float = 60.0
@@ -67,6 +69,8 @@ class Proof:
     token: Token
     config: ApplicationConfig
     measurement: Digest
+    keys: tuple[PublicKey, ...]
+    """Of its chain: of bootloader, application, and attestation key if there is one."""
 
 
 class Subject:
@@ -78,6 +82,7 @@ class Subject:
         self.stranger: PrivateKey = ec.generate_private_key(ec.SECP256R1())
         """A key that no device knows."""
         self._fence: int | None = None
+        self._generations = 0
 
     @property
     def http(self) -> HttpLine:
@@ -92,6 +97,13 @@ class Subject:
         if not isinstance(self.line, SerialLine):
             raise NotTestable("the device is not on a serial line")
         return self.line
+
+    def next_generation(self) -> int:
+        """One that no succession made here has used. Raises NotTestable."""
+        if self.materials.generation is None:
+            raise NotTestable("no generation was given")
+        self._generations += 1
+        return self.materials.generation + self._generations - 1
 
     @property
     def signer(self) -> PrivateKey:
@@ -275,6 +287,14 @@ class Subject:
         await self.until(lambda info: info.bootseed != before.bootseed, "come back after the last byte")
         return grant
 
+    async def unharmed(self, bootseed: bytes) -> None:
+        """After a refused image: nothing was reset, and nothing is granted any more. Raises Broken."""
+        info = await self.info()
+        if info.bootseed != bootseed:
+            raise Broken("it reset though it had refused the image")
+        if info.active_grant is not None:
+            raise Broken("the grant is still active after the image was refused")
+
     async def until(self, good: Callable[[Info], bool], what: str, seconds: float | None = None) -> Info:
         """Ask for `info` until it is `good`, at most `seconds` (None: as long as a boot may take). Raises Broken."""
         seconds = self.materials.boot_seconds if seconds is None else seconds
@@ -344,9 +364,8 @@ def opened(evidence: bytes, anchor: PublicKey | None) -> Proof:
     except Reject as reject:
         raise Broken(f"the evidence does not hold: {reject}") from reject
     value = layers[1].code_hash
-    return Proof(
-        claims, config, Digest.model_validate({"alg": SHA_256 if len(value) == 32 else SHA_512, "value": value})
-    )
+    measured = Digest.model_validate({"alg": SHA_256 if len(value) == 32 else SHA_512, "value": value})
+    return Proof(claims, config, measured, tuple(link.key for link in chain))
 
 
 def expect(answer: Answer, code: ErrorCode, when: str) -> None:

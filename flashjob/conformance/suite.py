@@ -19,14 +19,15 @@ from typing import Final
 from pydantic import ValidationError
 
 from attestation.errors import Reject
-from flashjob.conformance import confirming, framing, hostile_grants, identity, installing
+from flashjob.conformance import channel, confirming, deltas, framing, hostile_grants, identity, installing, owner_keys
 from flashjob.conformance.check import Broken, Check, Need, NotTestable, Outcome, Result
 from flashjob.conformance.line import HttpLine, Silent
 from flashjob.conformance.subject import Subject
 from flashjob.errors import FlashJobError
 
 ALL: Final[tuple[Check, ...]] = (
-    *identity.CHECKS, *framing.CHECKS, *hostile_grants.CHECKS, *installing.CHECKS, *confirming.CHECKS,
+    *identity.CHECKS, *channel.CHECKS, *framing.CHECKS, *hostile_grants.CHECKS, *installing.CHECKS, *confirming.CHECKS,
+    *deltas.CHECKS, *owner_keys.CHECKS,
 )  # fmt: skip
 _FAULTS: Final = (Broken, Silent, Reject, ValidationError, FlashJobError, OSError)
 
@@ -43,8 +44,10 @@ def missing(subject: Subject, check: Check) -> list[Need]:
     given = {
         Need.NETWORK: network,
         Need.SERIAL: not network,
+        Need.TLS: isinstance(subject.line, HttpLine) and subject.line.tls,
         Need.GRANT_KEY: materials.grant_key is not None,
         Need.RELEASE_KEY: materials.release_key is not None,
+        Need.GENERATION: materials.generation is not None,
         Need.IMAGE: materials.image is not None,
         Need.RESET: materials.reset is not None,
     }
@@ -65,7 +68,7 @@ async def run(
     for check in checks:
         started = time.monotonic()
         outcome, detail = await _one(subject, check)
-        elsewhere = bool({Need.NETWORK, Need.SERIAL} & set(missing(subject, check)))
+        elsewhere = bool({Need.NETWORK, Need.SERIAL, Need.TLS} & set(missing(subject, check)))
         result = Result(check, outcome, detail, round(time.monotonic() - started, 3), elsewhere)
         results.append(result)
         seen(result)

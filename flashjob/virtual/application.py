@@ -54,7 +54,6 @@ NONCE_SECONDS: Final = 600
 ATTEST_INTERVAL_SECONDS: Final = 1.0
 _F = TypeVar("_F", bytes, int)
 _SUCCESSION_CODES: Final = {
-    Code.SIZE: ErrorCode.TOO_LARGE,
     Code.STATEMENT_KEY: ErrorCode.UNKNOWN_KEY,
     Code.SUCCESSION_GENERATION: ErrorCode.SEQUENCE,
     Code.SUCCESSION_HELD: ErrorCode.STATE,
@@ -289,6 +288,8 @@ class Application:
 
     def _succeed(self, data: bytes) -> Reply:
         """Rules of `attestation.succession`; needs no nonce, in any state."""
+        if len(data) > succession.MAX_SUCCESSION_BYTES:
+            raise Refusal(ErrorCode.TOO_LARGE, f"a succession has at most {succession.MAX_SUCCESSION_BYTES} bytes")
         try:
             kind, slots = succession.take(data, self._owner.slots)
         except Reject as reject:

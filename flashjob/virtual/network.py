@@ -40,6 +40,7 @@ class DeviceServer:
             cuts the connection (for faults).
         late: asked with 0 before each answer and with their number after image bytes: seconds to wait (simulated
             times).
+        tls: speak TLS, under another key at each start.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class DeviceServer:
         self._on_reboot = on_reboot
         self._on_image_bytes = on_image_bytes
         self._late = late
-        self._tls = tls
+        self.tls = tls
         self._runner: web.AppRunner | None = None
         self._application: Application | None = None
 
@@ -73,7 +74,7 @@ class DeviceServer:
         app.router.add_put("/fj/1/image", self._image)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0, handle_signals=False)
         await runner.setup()
-        context, application.tls_key = boot_identity() if self._tls else (None, None)
+        context, application.tls_key = boot_identity() if self.tls else (None, None)
         site = web.TCPSite(runner, host, port, ssl_context=context)
         await site.start()
         self._application, self._runner = application, runner

@@ -4,21 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from attestation import serial_framing, statement
+from attestation import serial_framing, statement, succession
 from attestation.cbor import dumps, strict_loads
 from attestation.device_protocol import Request
+from attestation.keys import key_id
 from attestation.release import Release
-from flashjob.conformance import report, suite
+from attestation.succession import Kind
+from flashjob.conformance import channel, report, suite
 from flashjob.conformance.check import Outcome, Result
 from flashjob.conformance.line import HttpLine, SerialLine
 from flashjob.conformance.subject import Materials, Subject
-from flashjob.virtual import application, serial_application
+from flashjob.virtual import application, delta, network, serial_application, tls
 from flashjob.virtual.adversaries import (
     Behaviour,
     LosesConfirm,
@@ -55,12 +58,14 @@ def subject(device: VirtualDevice, **changes: Any) -> Subject:
     given: dict[str, Any] = {
         "grant_key": GRANT_KEY,
         "release_key": RELEASE_KEY,
+        "generation": 1,
         "image": IMAGE,
         "anchor": device.identity.anchor,
         "reset": reset,
         "boot_seconds": 4,
     }
-    line = SerialLine(device.port.path) if device.port else HttpLine(device.server.host, device.server.port)
+    server = device.server
+    line = SerialLine(device.port.path) if device.port else HttpLine(server.host, server.port, server.tls)
     return Subject(line, Materials(**given | changes))
 
 
@@ -76,15 +81,45 @@ def failed(found: list[Result]) -> dict[str, str]:
     return {result.check.id: result.detail for result in found if result.outcome is Outcome.FAIL}
 
 
-@pytest.mark.parametrize("network", [True, False])
-async def test_an_honest_device_passes_everything_that_can_be_asked(bench: Bench, network: bool) -> None:
-    device = await bench.device(network=network)
+@pytest.mark.parametrize("kind", ["network", "tls", "serial"])
+async def test_an_honest_device_passes_everything_that_can_be_asked(bench: Bench, kind: str) -> None:
+    device = await bench.device(network=kind != "serial", tls=kind == "tls")
     found = await results(device)
     assert failed(found) == {}
     left = {r.check.id for r in found if r.outcome is Outcome.NOT_TESTABLE and not r.elsewhere}
-    assert left == ({"grant.secure_version", "image.flash"} if network else set()), "said, not passed"
-    assert len([r for r in found if r.outcome is Outcome.PASS]) > (50 if network else 20)
+    no_delta = {"delta.unsupported"} if delta.available() else {"delta.accepted", "delta.result", "delta.spoiled"}
+    expected = set() if kind == "serial" else {"grant.secure_version", "image.flash", *no_delta}
+    assert left == expected, "said, not passed"
+    passed = {r.check.id for r in found if r.outcome is Outcome.PASS}
+    assert len(passed) > (30 if kind == "serial" else 60)
+    assert ("tls.bound" in passed) == (kind == "tls")
     assert report.conforms(found)
+    await runs(device, "1.0.0" if kind == "serial" else "2.0.0")
+    assert device.application is not None
+    held = device.application._owner
+    for known, one in ((held.grant_keys, GRANT_KEY), (held.release_keys, RELEASE_KEY)):
+        assert len(known) == 2
+        assert key_id(one.public_key()) in known, "the given keys are held again in the end"
+
+
+async def test_a_device_without_deltas_refuses_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "available", lambda: False)
+    device = await bench.device(network=True)
+    found = {r.check.id: r for r in await results(device, "delta.*")}
+    assert found["delta.unsupported"].outcome is Outcome.PASS
+    assert found["delta.accepted"].outcome is Outcome.NOT_TESTABLE
+    assert "flag 6" in found["delta.accepted"].detail
+
+
+async def test_generations_rise_from_run_to_run(bench: Bench) -> None:
+    device = await bench.device(network=True)
+    assert failed(await results(device, "owner.*")) == {}
+    wrong = failed(await results(device, "owner.grant_key"))
+    assert "--generation" in wrong["owner.grant_key"], "the same generations again"
+    assert failed(await results(device, "owner.*", generation=20)) == {}
+    (left,) = await results(device, "owner.grant_key", generation=None)
+    assert left.outcome is Outcome.NOT_TESTABLE
+    assert "--generation" in left.detail
 
 
 async def test_the_counter_in_the_efuses_is_asked_about_where_it_was_burnt(bench: Bench) -> None:
@@ -97,8 +132,9 @@ async def test_the_counter_in_the_efuses_is_asked_about_where_it_was_burnt(bench
 async def test_without_keys_nothing_is_written(bench: Bench) -> None:
     device = await bench.device(network=True)
     before = device.counters()
-    found = await results(device, grant_key=None, release_key=None, image=None, reset=None)
+    found = await results(device, grant_key=None, release_key=None, image=None, reset=None, generation=None)
     assert failed(found) == {}
+    assert device.nvs.owner is None
     after = device.counters()
     assert {name: after[name] for name in before} == before, "not a byte, not a boot, not a fence"
     untested = {r.check.id: r.detail for r in found if r.outcome is Outcome.NOT_TESTABLE and not r.elsewhere}
@@ -177,6 +213,21 @@ def lenient_field(body: bytes, _what: str, kind: type) -> Any:
     return value if isinstance(value, kind) else kind(bytes(32) if kind is bytes else 1)
 
 
+def believing(data: bytes, held: Any) -> Any:
+    """A device that lets every key name its successor."""
+    signed = succession.parse(data)
+    kind, successor = signed.content.kind, signed.content.successor
+    return kind, succession.Slots({**held[kind].keys, key_id(successor): successor}, signed.content.generation)
+
+
+def forget_generation(app: Application) -> None:
+    app._owner.slots = {kind: replace(slots, generation=0, last=b"") for kind, slots in app._owner.slots.items()}
+
+
+def forget_key(app: Application) -> None:
+    app._owner = app._owner.with_slots(Kind.RELEASE, succession.Slots({}))
+
+
 RIGHT_BUILD = statement.build
 BROKEN: list[tuple[str, Callable[[Patch], None], bool]] = [
     ("attest.rate", instead(application, "ATTEST_INTERVAL_SECONDS", 0.0), True),
@@ -208,6 +259,18 @@ BROKEN: list[tuple[str, Callable[[Patch], None], bool]] = [
     ("confirm.refuses", instead(Application, "_check_signature", lambda *_: None), True),
     ("confirm.proves", instead(Application, "_set_slot_state", lambda *_: None), True),
     ("sequence.keeps", before("_confirm", forget("_pending", None)), True),
+    ("owner.malformed", instead(statement, "build", lenient_build), True),
+    ("owner.unknown_key", instead(succession, "take", believing), True),
+    ("owner.other_kind", instead(succession, "take", believing), False),
+    ("owner.signature", instead(statement, "check_signature", lambda signed, _: signed.content), True),
+    ("owner.held", before("_succeed", forget_key), True),
+    ("owner.grant_key", before("_succeed", forget_generation), True),
+    ("owner.release_key", before("_succeed", forget_generation), False),
+    ("owner.any_state", before("_succeed", forget("_install", None)), True),
+    ("owner.reset", before("info", lambda app: setattr(app._nvs, "owner", None)), True),
+    ("delta.accepted", instead(delta, "apply", lambda *_: b""), True),
+    ("delta.result", instead(Installation, "_verify", lambda *_: None), True),
+    ("delta.spoiled", instead(Installation, "_verify", lambda *_: None), True),
     ("serial.ignores", instead(serial_framing, "_checked_chunk", lenient_chunk), False),
     ("serial.again", instead(serial_application, "CACHE_SECONDS", 0.0), False),
     ("serial.malformed", instead(serial_application, "_request", lambda _: (Request.INFO, b"")), False),
@@ -225,6 +288,24 @@ async def test_a_device_that_breaks_a_rule_fails_its_check(
     wrong = failed(await results(device, check, boot_seconds=2))
     assert check in wrong
     assert wrong[check], "and it says what was wrong"
+
+
+SAME = tls.boot_identity()
+TLS_BROKEN: list[tuple[str, Callable[[Patch], None]]] = [
+    ("tls.bound", before("evidence", forget("tls_key", None))),
+    ("tls.bound", before("evidence", forget("tls_key", tls.boot_identity()[1]))),
+    ("tls.new_key", instead(network, "boot_identity", lambda: SAME)),
+    ("tls.no_dice_key", instead(channel, "_spki", lambda _: b"")),
+]
+
+
+@pytest.mark.parametrize(("check", "patch"), TLS_BROKEN)
+async def test_a_device_whose_tls_is_not_its_own_fails(
+    bench: Bench, monkeypatch: Patch, check: str, patch: Callable[[Patch], None]
+) -> None:
+    patch(monkeypatch)
+    device = await bench.device(network=True, tls=True)
+    assert check in failed(await results(device, check))
 
 
 async def test_2_a_silent_device_fails_and_the_suite_goes_on(bench: Bench, monkeypatch: Patch) -> None:
