@@ -46,6 +46,12 @@ def conformance(
     sequence: Annotated[
         int, typer.Option(min=1, help="Sequence of the test releases; the device ends with this one plus 1.")
     ] = 1,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Test successions from this generation on: owner keys are changed; above what the device holds."
+        ),
+    ] = None,
     anchor: Annotated[
         str | None, typer.Option(help="The device's UDS public key, as for enroll; without it the chain has no root.")
     ] = None,
@@ -78,6 +84,7 @@ def conformance(
         release_key=_private(release_key, "--release-key"),
         image=image.read_bytes() if image else None,
         sequence=sequence,
+        generation=generation,
         anchor=read_anchor(anchor) if anchor else None,
         reset=_reset(where, serial_settings(baud, reset, stub), reset_command),
         boot_seconds=boot_seconds,
@@ -118,7 +125,10 @@ async def _run(subject: Subject, checks: tuple[Check, ...], seen: Callable[[Resu
 
 
 def _line(where: Place) -> Line:
-    return SerialLine(where.port) if where.port else HttpLine(*split_address(where.address or ""))
+    if where.port:
+        return SerialLine(where.port)
+    address = where.address or ""
+    return HttpLine(*split_address(address), tls=address.startswith("https://"))
 
 
 def _reset(where: Place, settings: SerialSettings, command: str | None) -> Callable[[], Awaitable[None]] | None:
