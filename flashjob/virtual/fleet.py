@@ -74,6 +74,7 @@ class DeviceSpec(_Model):
     flash_size: str = "4MB"
     port: Annotated[int, Field(ge=0, lt=65536)] = 0
     moves: bool = False
+    tls: Annotated[bool, Field(description="A network device that speaks TLS.")] = False
     virgin: Annotated[bool, Field(description="Not provisioned yet: it holds none of the owner's keys.")] = False
 
 
@@ -158,7 +159,7 @@ class Fleet:
             transport=entry.transport,
             tty=device.port.path if device.port else "",
             link=str(device.port.link) if isinstance(device.port, SerialPort) else "",
-            address=device.server.address,
+            address=device.server.url,
             ueid=identity.ueid.hex(),
             mac=":".join(f"{byte:02x}" for byte in hardware.mac),
             public_key=keys.encode_cose(identity.anchor).hex(),
@@ -253,6 +254,7 @@ def _build(entry: DeviceSpec, spec: FleetSpec, owner: Owner, applications: _Appl
         confirm_seconds=entry.confirm_seconds,
         port=entry.port,
         moves=entry.moves,
+        tls=entry.tls,
     )
     if entry.app:
         device.factory_flash(applications.read(entry.app, signed=identity.hardware.fuses.secure_boot))

@@ -65,6 +65,11 @@ class DeviceServer:
         """host:port while serving, else empty."""
         return f"{self.host}:{self.port}" if self._runner else ""
 
+    @property
+    def url(self) -> str:
+        """The same as hosts write it: with https:// before it where TLS is spoken."""
+        return f"https://{self.address}" if self.tls and self._runner else self.address
+
     async def start(self, application: Application, host: str = "127.0.0.1", port: int = 0) -> None:
         """Serve this run; port 0 takes any free one. Tells the application its address."""
         await self.stop()
