@@ -133,7 +133,6 @@ class _NoTags(dict[int, Any]):
 
 
 _NO_TAGS: Final = _NoTags()
-_KEY_TYPES: Final = frozenset({int, str})
 
 
 def _shortest(items: Any, depth: int) -> tuple[int, int]:
@@ -161,15 +160,32 @@ def _shortest(items: Any, depth: int) -> tuple[int, int]:
             argument = len(item)
             inner = _shortest(item, depth - 1)
             size, count = size + inner[0], count + inner[1]
-        elif kind is dict and _KEY_TYPES.issuperset(map(type, item)):
+        elif kind is dict:
             argument = len(item)
-            keys, values = _shortest(item, 0), _shortest(item.values(), depth - 1)
-            size, count = size + keys[0] + values[0], count + keys[1] + values[1]
+            inner = _shortest(item.values(), depth - 1)
+            size, count = size + _keys_size(item) + inner[0], count + argument + inner[1]
         else:
             raise ValueError("type")
         if argument >= 24:
             size += 1 if argument < 1 << 8 else 2 if argument < 1 << 16 else 4 if argument < 1 << 32 else 8
     return size, count
+
+
+def _keys_size(keys: Any) -> int:
+    """``_shortest`` for the keys of a map, which rule 8 limits to integers and text."""
+    size = len(keys)
+    for key in keys:
+        kind = type(key)
+        if kind is int:
+            argument = key if key >= 0 else ~key
+        elif kind is str:
+            argument = len(key.encode())
+            size += argument
+        else:
+            raise ValueError("key")
+        if argument >= 24:
+            size += 1 if argument < 1 << 8 else 2 if argument < 1 << 16 else 4 if argument < 1 << 32 else 8
+    return size
 
 
 class _Reader:
