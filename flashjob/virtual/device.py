@@ -131,7 +131,7 @@ class VirtualDevice:
         self._held = False
         self._loader_free = 0.0
         self._slip = slip.SlipDecoder()
-        self._corrupt_next = False
+        self._corrupt_next = self._fail_next = False
         self._lines: SerialApplication | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -431,9 +431,12 @@ class VirtualDevice:
         raise CableGone
 
     def _image_bytes(self, done: int, total: int) -> None:
-        """After a chunk of a network upload."""
+        """After a chunk of a network upload: what befalls the flash strikes the next one."""
         fault = self._strike(done, total)
         if fault is None:
+            return
+        if fault.effect in (Effect.FAIL, Effect.CORRUPT):
+            self._fail_next, self._corrupt_next = fault.effect is Effect.FAIL, fault.effect is Effect.CORRUPT
             return
         if fault.effect is Effect.HANG:
             self.cut_power(None)
@@ -445,6 +448,9 @@ class VirtualDevice:
             if isinstance(fault, PowerCut) and fault.cuts(operation):
                 self.cut_power(fault.back_seconds)
                 raise CableGone("the power failed")
+        if operation == "program" and self._fail_next:
+            self._fail_next = False
+            raise FlashIOError(f"programming failed at {offset:#x}")
         if operation == "program" and self._corrupt_next and length:
             self._corrupt_next = False
             self.flash.load(offset, b"\0")

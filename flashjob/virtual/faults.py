@@ -67,7 +67,8 @@ class ChipHangs(Fault):
 
 @dataclass(slots=True)
 class FlashFails(Fault):
-    """The flash refuses blocks; three in a row end a write, since each block is tried three times."""
+    """The flash refuses blocks. Over serial three in a row end a write, since each is tried three times; a network device
+    gives up at the first."""
 
     times: int = 3
 
