@@ -206,6 +206,8 @@ class BenchJudge:
         self.outcome: Outcome | None = None
         self.code = ""
         """The verifier's own code, where evidence was rejected."""
+        self.unproven: tuple[str, ...] = ()
+        """What the verdict leaves open."""
         self.reverts = 0
         self.results: list[DeviceResult] = []
         self.seen: list[Progress] = []
@@ -293,6 +295,7 @@ class BenchJudge:
         if addition.finding is not None:
             self.outcome = addition.finding.outcome
             verdict = addition.finding.verdict
+            self.unproven = verdict.unproven if verdict is not None else ()
             self.code = str(verdict.code) if verdict is not None and verdict.code is not None else ""
 
 
