@@ -153,7 +153,7 @@ class SerialTransport:
 
         Raises:
             FlashJobError: PortNotFound, PortBusy, PortSilent, PortVanished, TransportLost, WrongChip,
-                PartitionMismatch, NoUpdateSlot, PreflightFailed.
+                PreflightFailed, and what `writing` refuses.
         """
         await self._stop_application_client()
         tool = Esptool(self._port, self._settings)
@@ -201,22 +201,22 @@ class SerialTransport:
         }
 
     async def write(self, image: bytes, permit: PermitReply, progress: Progress) -> None:
-        """Write and verify the inactive slot, then select it (rules 2 and 3)."""
+        """Write and verify one step after the other (rules 2 and 3)."""
         tool, plan = self._tool, self._plan
         if tool is None or plan is None or permit.grant_id is None:
             raise problem(Reason.INTERNAL_ERROR, "a write needs a probed chip and a permit with a grant id")
-        offset, record = plan.selection(bytes.fromhex(permit.grant_id))
-        files = [(plan.slot.offset, image, "image"), (offset, record, "otadata")]
-        regions = []
-        for at, data, name in files:
-            file = self._work_dir / f"{Path(self._port).name}-{name}.bin"
-            await asyncio.to_thread(file.write_bytes, data)
-            regions.append(Region(offset=at, file=str(file)))
-        tail, size = plan.tail(len(image))
-        erase = [Region(offset=tail, size=size)] if size else []
+        steps = plan.steps(image, bytes.fromhex(permit.grant_id))
+        total, before = sum(len(step.data) for step in steps), 0
         try:
             async with asyncio.timeout(permit.write_seconds):
                 for step in steps:
+                    erase = [Region(offset=offset, size=size) for offset, size in step.erase]
+                    await tool.write(await self._regions(step), erase, _part(progress, before, total))
+                    before += len(step.data)
+        except TimeoutError as error:
+            await self._end_tool(kill=True)
+            raise problem(Reason.WRITE_TIMEOUT, f"not written after {permit.write_seconds} s") from error
+
     async def _regions(self, step: writing.Step) -> list[Region]:
         """What a step writes, in a file for the esptool program."""
         if not step.data:
@@ -224,13 +224,6 @@ class SerialTransport:
         file = self._work_dir / f"{Path(self._port).name}-{step.name}.bin"
         await asyncio.to_thread(file.write_bytes, step.data)
         return [Region(offset=step.offset, file=str(file))]
-
-                    erase = [Region(offset=offset, size=size) for offset, size in step.erase]
-                    await tool.write(await self._regions(step), erase, _part(progress, before, total))
-                    before += len(step.data)
-        except TimeoutError as error:
-            await self._end_tool(kill=True)
-            raise problem(Reason.WRITE_TIMEOUT, f"not written after {permit.write_seconds} s") from error
 
     async def reboot(self, seconds: float, locate: Locate) -> Info:
         """Start the application; it must answer within `seconds`."""
@@ -261,16 +254,16 @@ class SerialTransport:
         if self._device is None:
             raise problem(Reason.INTERNAL_ERROR, "the port is not open")
         return self._device
-def _part(progress: Progress, before: int, total: int) -> Progress:
-    """Progress of one of several parts, told as that of the whole."""
-    return lambda done, _: progress(before + done, total)
-
-
 
     async def _stop_application_client(self) -> None:
         device, self._device = self._device, None
         if device is not None:
             await device.close()
+
+
+def _part(progress: Progress, before: int, total: int) -> Progress:
+    """Progress of one of several parts, told as that of the whole."""
+    return lambda done, _: progress(before + done, total)
 
 
 async def _open(port: str) -> ByteStream:
