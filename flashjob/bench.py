@@ -31,6 +31,7 @@ from firmware_pipeline.esp.chips import by_id
 from flashjob.api.flashtask import Verdict
 from flashjob.bench_artifact import Artifact
 from flashjob.errors import FlashJobError
+from flashjob.flasher.content import permitted
 from flashjob.flasher.run import Attempt, Listener
 from flashjob.flasher.transports.base import Transport, problem
 from flashjob.flasher.transports.network import NetworkTransport
@@ -154,7 +155,10 @@ class Seat:
                 f"policy {anchor.policy} of device {device_id} is not in {trust.root}",
                 f"write {trust.root}/policies/{anchor.policy}.yaml",
             )
-        target, firmware = await asyncio.to_thread(self._artifact.firmware, chip, trust, anchor.policy, policy)
+        kind = TransportKind.SERIAL if wish.port else TransportKind.NETWORK
+        target, firmware = await asyncio.to_thread(
+            self._artifact.firmware, chip, trust, anchor.policy, policy, permitted(wish.safety, kind)
+        )
         self._said(
             f"[bold]{target.application} {target.version}[/] for {chip}, {target.index_digest[:19]}, signature verified"
         )
@@ -163,7 +167,7 @@ class Seat:
             task=f"bench-{device_id[:16]}",
             attempt=1,
             device=device_id,
-            transport=TransportKind.SERIAL if wish.port else TransportKind.NETWORK,
+            transport=kind,
             address=wish.host,
             mac=hardware.get("mac"),
             serial=wish.serial if wish.port else None,

@@ -17,6 +17,7 @@ from attestation.directory import TrustDirectory
 from attestation.policy import AttestationPolicySpec
 from firmware_pipeline import api
 from firmware_pipeline.credentials import load_credentials
+from firmware_pipeline.plan import Role
 from firmware_pipeline.signing.keys import load_trusted_key
 from firmware_pipeline.store import ArtifactStore
 from flashjob.errors import FlashJobError
@@ -40,10 +41,15 @@ class Artifact:
         self._reference, self._folder, self._plain_http = reference, folder, plain_http
         self._lock = threading.Lock()
         self._opened: tuple[ArtifactStore, str] | None = None
-        self._fetched: dict[str, Firmware] = {}
+        self._fetched: dict[tuple[str, frozenset[Role]], Firmware] = {}
 
     def firmware(
-        self, chip: str, trust: TrustDirectory, policy_name: str, policy: AttestationPolicySpec
+        self,
+        chip: str,
+        trust: TrustDirectory,
+        policy_name: str,
+        policy: AttestationPolicySpec,
+        roles: frozenset[Role] = frozenset(),
     ) -> tuple[Target, Firmware]:
         """What a device of this chip and policy is to run: verified, pinned, fetched. Synchronous.
 
@@ -51,6 +57,7 @@ class Artifact:
             chip: IDF target, as esp32s3.
             trust: may name signers of its own.
             policy_name, policy: that judge the device.
+            roles: of images to be fetched beside the application.
 
         Raises:
             FlashJobError: SignersNotConfigured, or what fetching ended with.
@@ -60,9 +67,9 @@ class Artifact:
             store, digest = self._opened = self._opened or self._open()
             _verify(store, digest, trust, policy_name, policy)
             target = pin(store.name, digest, api.open_chip(store, digest, chip), plain_http=self._plain_http)
-            if chip not in self._fetched:
-                self._fetched[chip] = fetch(store, target, self._folder)
-            return target, self._fetched[chip]
+            if (chip, roles) not in self._fetched:
+                self._fetched[chip, roles] = fetch(store, target, self._folder, roles=roles)
+            return target, self._fetched[chip, roles]
 
     def _open(self) -> tuple[ArtifactStore, str]:
         where = api.locate(self._reference)

@@ -17,7 +17,7 @@ from flashjob.api.flashtask import Verdict
 from flashjob.bench import End, Wish, exit_code, flash_all
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult
-from flashjob.wire.pod import Before, Safety
+from flashjob.wire.pod import Before, Data, Safety
 from flashjob.wire.reasons import known
 
 from .main import show
@@ -59,6 +59,15 @@ def flash(
     allow_without_rollback: Annotated[
         bool, typer.Option(help="Permit a bootloader that does not go back from a bad image.")
     ] = False,
+    allow_bootloader: Annotated[
+        bool, typer.Option(help="Serial: permit to write the artifact's bootloader where the device has another.")
+    ] = False,
+    allow_partition_table: Annotated[
+        bool, typer.Option(help="Serial: permit to write the artifact's partition table where the device has another.")
+    ] = False,
+    data: Annotated[
+        Data, typer.Option(help="Wipe, serial only: erase data partitions, and write the artifact's images of them.")
+    ] = Data.KEEP,
     from_version: Annotated[
         list[str] | None, typer.Option(help="Only if the device runs this version; repeatable.")
     ] = None,
@@ -92,6 +101,7 @@ def flash(
     safety = Safety(
         allow_downgrade=allow_downgrade, allow_security_version_burn=allow_security_version_burn,
         allow_in_place=allow_in_place, allow_without_rollback=allow_without_rollback,
+        allow_bootloader=allow_bootloader, allow_partition_table=allow_partition_table, data=data,
         from_versions=tuple(from_version or ()),
     )  # fmt: skip
     settings = serial_settings(baud, reset, stub)
