@@ -2,7 +2,7 @@
 """What goes into a judgement and what comes out: context, authentic claims, trail, verdict. Data only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -145,8 +145,7 @@ class Step(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The judgement. ``accepted`` alone is not success: that also needs ``proven_at_tier`` and the consumed nonce."""
 
     accepted: bool
@@ -174,6 +173,6 @@ class Verdict:
     def refused(self, rule: str, reject: Reject) -> "Verdict":
         """This verdict after one more rule, which was broken."""
         trail = (*self.trail, Step(rule, False, str(reject)))
-        return replace(
-            self, accepted=False, proven_at_tier=False, code=reject.code, message=reject.message, trail=trail
+        return self._replace(
+            accepted=False, proven_at_tier=False, code=reject.code, message=reject.message, trail=trail
         )

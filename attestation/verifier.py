@@ -42,7 +42,6 @@ been consumed: ``verify_once`` does both.
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from attestation import cose, dice_cbor, dice_chain, eat, keys, nonce
@@ -136,7 +135,7 @@ def consumed(verdict: Verdict, single_use: SingleUse, *, now: int) -> Verdict:
         single_use.consume(verdict.nonce, until=verdict.nonce_until, now=now)
     except Reject as reject:
         return verdict.refused(SINGLE_USE, reject)
-    return replace(verdict, trail=(*verdict.trail, Step(SINGLE_USE, True, "the nonce is used up")))
+    return verdict._replace(trail=(*verdict.trail, Step(SINGLE_USE, True, "the nonce is used up")))
 
 
 class _Judge:

@@ -15,7 +15,7 @@ Floors are read here, never raised: that is for whoever confirms an update.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from attestation import clones, ear, evidence
@@ -142,7 +142,7 @@ class Judge:
         """Rules 2 to 4, for a verdict on an answer to a nonce of ours."""
         if verdict.nonce != question.nonce:
             reject = Reject(Code.EAT_NONCE, "the token answers another nonce than the request names")
-            return replace(verdict.refused("asked", reject), nonce=None)
+            return verdict.refused("asked", reject)._replace(nonce=None)
         floor = device.floors.boot_count
         finding = clones.observe(device.sightings, verdict, asked_at=issued_at, boot_count_floor=floor)
         if finding.alarm is not None or _boots(finding.sightings) != _boots(device.sightings):

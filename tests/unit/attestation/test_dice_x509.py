@@ -2,7 +2,6 @@
 """DICE certificates in X.509, rule by rule (attack 45), and one verdict for both forms."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -13,8 +12,7 @@ from attestation import der, dice_cbor, dice_x509, keys, mint
 from attestation.errors import Reject
 from attestation.keys import Alg
 from attestation.policy import Algorithm, LeafSigning, Mode
-from attestation.verifier import ChainCache, verify
-from tests.unit.attestation.world import Minted, context, judge, policy, private_key, rejects, vectors
+from tests.unit.attestation.world import Minted, judge, policy, private_key, rejects, vectors
 
 DEVICE = Minted()
 UDS, BOOT, APP = (DEVICE.key(name) for name in ("uds", "boot", "app"))
@@ -300,46 +298,3 @@ def test_every_flipped_bit_and_every_truncation_is_refused() -> None:
             dice_cbor.verify_chain([dice_x509.parse_certificate(bytes(flipped))], UDS.public_key())
     for end in range(len(HONEST)):
         rejects("size" if end == 0 else "dice.x509.der", lambda end=end: dice_x509.parse_certificate(HONEST[:end]))
-
-
-def test_cache_keeps_verified_chains_only_and_forgets_the_oldest() -> None:
-    """Keyed by bytes, anchor and what the policy lets be verified; refused chains are never in it."""
-    cache = ChainCache(2)
-    devices = [Minted(seed=f"device {n}".encode()) for n in range(3)]
-    for device in devices:
-        assert verify(device.evidence(), context(device), chains=cache).accepted
-    assert len(cache) == 2
-    certificate = bytearray(devices[0].chain()[1])
-    certificate[-1] ^= 1
-    spoiled = devices[0].evidence([devices[0].chain()[0], bytes(certificate)])
-    assert verify(spoiled, context(devices[0]), chains=cache).code == "sig.invalid"
-    assert len(cache) == 2
-    with pytest.raises(ValueError, match="at least one"):
-        ChainCache(0)
-
-
-def test_cache_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chain seen under one anchor, one set of algorithms or before a key was denied proves nothing under another."""
-    cache = ChainCache()
-    first = verify(DEVICE.evidence(), context(DEVICE), chains=cache)
-    calls: list[Any] = []
-    honest = dice_cbor.verify_chain
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        calls.append(arguments)
-        return honest(*arguments, **named)
-
-    monkeypatch.setattr(dice_cbor, "verify_chain", counted)
-    again = verify(DEVICE.evidence(), context(DEVICE), chains=cache)
-    assert not calls
-    assert again == first
-    other = Minted(seed=b"device two")
-    stolen = mint.evidence(keys.dice_id(other.key("uds").public_key()), DEVICE.chain(), other.token())
-    assert verify(stolen, context(other), chains=cache).code == "chain.issuer"
-    narrow = policy(DEVICE, algorithms=(Algorithm.EDDSA,))
-    assert not verify(DEVICE.evidence(), context(DEVICE, policy=narrow), chains=cache).accepted
-    rules = policy(DEVICE)
-    denied = rules.model_copy(update={"deny": rules.deny.model_copy(update={"keys": (BOOT_ID.hex(),)})})
-    assert verify(DEVICE.evidence(), context(DEVICE, policy=denied), chains=cache).code == "chain.denied"
-    token = DEVICE.token(key=private_key(Alg.ES256, b"stranger"))
-    assert verify(DEVICE.evidence(token=token), context(DEVICE), chains=cache).code == "sig.invalid"

@@ -111,14 +111,14 @@ def test_every_code_of_a_verdict_has_an_entry() -> None:
     verdict = once(replace(DEVICE, code="app 9.9"))
     for code in Code:
         family = code.value.split(".")[0]
-        vector = ear.vector_of(replace(verdict, code=code))
+        vector = ear.vector_of(verdict._replace(code=code))
         if family in silent or code is Code.POLICY_MISSING:
             assert not vector, code
         elif family in ("size", "cbor", "cose", "sig", "key", "evidence", "nonce", "replay", "leaf"):
             assert set(vector.values()) == {99}, code
     for code in (Code.REF_CODE, Code.ROLLBACK, Code.BOOT_ID, Code.SLOT_STATE, Code.CLONE_BOOTCOUNT, Code.REF_DATA):
-        assert len(ear.vector_of(replace(verdict, code=code))) == 1, code
-        assert ear.status_of(replace(verdict, code=code)) is Status.CONTRAINDICATED
+        assert len(ear.vector_of(verdict._replace(code=code))) == 1, code
+        assert ear.status_of(verdict._replace(code=code)) is Status.CONTRAINDICATED
 
 
 def changed(outer: dict[int, Any] | None = None, inner: dict[int, Any] | None = None, verdict: Any = None) -> bytes:
