@@ -152,7 +152,13 @@ def mostly_first(several: list[Any]) -> st.SearchStrategy[Any]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(st.tuples(*map(mostly_first, (EVIDENCES, POLICIES, ANCHORS, TOLD))), min_size=2, max_size=6))
+@given(
+    st.lists(
+        st.tuples(mostly_first(EVIDENCES), mostly_first(POLICIES), mostly_first(ANCHORS), mostly_first(TOLD)),
+        min_size=2,
+        max_size=6,
+    )
+)
 def test_no_history_changes_a_verdict(history: list[tuple[bytes, AttestationPolicySpec, Any, dict[str, Any]]]) -> None:
     chains = ChainCache(2)
     assert judge(chains).accepted
