@@ -17,6 +17,11 @@ Rules (tests name them):
 7. Whatever happens, port and connection are released and the result is reported, the stage it ended in included.
 8. A device that can apply deltas is offered one from what it runs, where that image is known; what refuses or forgets
    it gets the whole image.
+9. A judge that could not use evidence because it came too late is asked again with fresh evidence, once.
+10. After a verdict that refuses what was installed, the device is told to go back, if judge and device will. That is best
+    effort, within bootSeconds: it adds to the result what runs now, and changes neither its reason nor its stage.
+11. A device that is receiving when the attempt is stopped is left so: what is incomplete boots nothing, the next install
+    takes its place, and a reset forgets it. A cancel would gain nothing and could come late.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -47,6 +53,7 @@ from flashjob.wire.gateway import (
     ConfirmRequest,
     DeltaOffer,
     DeviceResult,
+    EvidenceReply,
     EvidenceRequest,
     HardwareReport,
     NonceRequest,
@@ -55,11 +62,13 @@ from flashjob.wire.gateway import (
     PermitRequest,
     Progress,
     Purpose,
+    RevertRequest,
     Stage,
     VerdictReply,
 )
 from flashjob.wire.pod import Assignment, Before
 from flashjob.wire.reasons import Reason
+from flashjob.wire.refusal import Refused
 from flashjob.wire.target import Measurement
 
 log = logging.getLogger(__name__)
@@ -68,14 +77,17 @@ _PERMITS = 3
 _CONFIRMS = 3
 PROGRESS_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 3.0
+_ASKED = 2
 PROVING = (Stage.REBOOTING, Stage.ATTESTING, Stage.CONFIRMING)
 """Stages after the write: a stop in them would only leave an installed image unproven."""
 _SILENT = (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE, Reason.TRANSPORT_LOST)
+_FELL_SILENT = (*_SILENT, Reason.PORT_NOT_FOUND, Reason.PORT_VANISHED)
+"""After a reset a port may be away as well. Before the write that is no silence: without its port there is no loader either."""
 
 
 @dataclass(frozen=True, slots=True)
 class Firmware:
-    """What was fetched for one chip: verified signed config, image bytes, release statement."""
+    """What was fetched for one chip: verified signed config, image bytes, release statement, other images."""
 
     config: FirmwareConfig
     image: bytes = field(repr=False)
@@ -92,6 +104,7 @@ Listener = Callable[[Stage, int, int], None]
 """Called with (stage, done, total) at every change: for a progress bar beside the judge's own."""
 
 
+_T = TypeVar("_T")
 DeltaMaker = Callable[[Info], Awaitable[Delta | None]]
 
 
@@ -137,6 +150,7 @@ class Attempt:
         self._facts: HardwareFacts | None = None
         self._latest: Progress | None = None
         self._news = asyncio.Event()
+        self._verdict: Refused | None = None
 
     @property
     def bytes_written(self) -> int:
@@ -156,7 +170,11 @@ class Attempt:
             result = self._result(False, reason.value, f"{type(error).__name__}: {error}. Next: {reason.next_step}")
         except asyncio.CancelledError:
             await self._transport.close()
-            self.stopped = self._result(False, Reason.STOPPED.value, f"{self.stop_reason}: {_left_behind(self.stage)}")
+            if self._verdict is not None:  # only rule 10 was still under way
+                self.stopped = self._result(False, self._verdict.reason, self._verdict.message)
+            else:
+                said = f"{self.stop_reason}: {_left_behind(self.stage)}"
+                self.stopped = self._result(False, Reason.STOPPED.value, said)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_SECONDS):
                     await self._end(self.stopped)
@@ -171,14 +189,7 @@ class Attempt:
         task, transport = self._task, self._transport
         preflight.check_image(self._firmware.image, task.target)
         async with self._in(Stage.PREFLIGHT):
-            info, evidence = await self._before()
-            runs_target = info is not None and _runs_target(info, task)
-            if not runs_target:
-                await self._preflight(info)
-            self._delta = await self._make_delta(info)
-            permit = await self._permit(evidence)
-            if permit.decision is PermitDecision.WRITE and runs_target:
-                await self._preflight(info)
+            info, permit = await self._twice(self._permitted)
         if permit.decision is PermitDecision.ALREADY_RUNNING:
             reason = Reason.ALREADY_RUNNING
             return VerdictReply.parse({"outcome": "AlreadyRunning", "reason": reason.value, "message": reason.meaning})
@@ -193,7 +204,35 @@ class Attempt:
                     raise
         elif transport.bytes_written == 0 and info is None:
             await transport.reboot(task.timeouts.boot_seconds, self._judge.address)
-        return await self._prove()
+        try:
+            return await self._prove()
+        except Refused as refused:
+            if refused.problem.judged:
+                raise await self._reverted(refused) from refused
+            raise
+
+    async def _twice(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Rule 9."""
+        for _ in range(_ASKED - 1):
+            try:
+                return await ask()
+            except Refused as refused:
+                if not refused.problem.retryable:
+                    raise
+                log.warning("asked again with fresh evidence: %s", refused.message)
+        return await ask()
+
+    async def _permitted(self) -> tuple[Info | None, PermitReply]:
+        """What the device says of itself, where it was asked, and the permit."""
+        info, evidence = await self._before()
+        runs_target = info is not None and _runs_target(info, self._task)
+        if not runs_target:
+            await self._preflight(info)
+        self._delta = await self._make_delta(info)
+        permit = await self._permit(evidence)
+        if permit.decision is PermitDecision.WRITE and runs_target:
+            await self._preflight(info)
+        return info, permit
 
     async def _before(self) -> tuple[Info | None, bytes | None]:
         """Evidence before anything else, as the assignment demands it (rule 3)."""
@@ -283,16 +322,7 @@ class Attempt:
     async def _prove(self) -> VerdictReply:
         task, transport, judge = self._task, self._transport, self._judge
         async with self._in(Stage.ATTESTING):
-            nonce = await judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.AFTER))
-            try:
-                async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
-                    evidence = await transport.evidence(nonce.nonce)
-                    device_nonce = await transport.device_nonce(Verb.CONFIRM)
-            except FlashJobError as error:
-                raise await self._explained(error) from error
-            reply = await judge.evidence(
-                EvidenceRequest(attempt=task.attempt, evidence=evidence, device_nonce=device_nonce)
-            )
+            reply = await self._twice(self._present)
         async with self._in(Stage.CONFIRMING):
             async with self._limit(task.timeouts.confirm_seconds, Reason.CONFIRM_TIMEOUT):
                 if reply.confirm_grant is None:
@@ -301,11 +331,41 @@ class Attempt:
                     proof = await self._confirm(reply.confirm_grant)
             return await judge.confirm(ConfirmRequest(attempt=task.attempt, evidence=proof))
 
+    async def _present(self) -> EvidenceReply:
+        """Evidence of what was installed, before the judge."""
+        task, transport = self._task, self._transport
+        nonce = await self._judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.AFTER))
+        try:
+            async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
+                evidence = await transport.evidence(nonce.nonce)
+                device_nonce = await transport.device_nonce(Verb.CONFIRM)
+        except FlashJobError as error:
+            raise await self._explained(error) from error
+        return await self._judge.evidence(
+            EvidenceRequest(attempt=task.attempt, evidence=evidence, device_nonce=device_nonce)
+        )
+
+    async def _reverted(self, refused: Refused) -> FlashJobError:
+        """Rule 10: the refusal, with what runs now where that was brought about."""
+        self._verdict, task = refused, self._task
+        seconds = float(task.timeouts.boot_seconds)
+        try:
+            async with self._limit(seconds, Reason.SILENT_AFTER_WRITE):
+                device_nonce = await self._transport.device_nonce(Verb.REVERT)
+                reply = await self._judge.revert(RevertRequest(attempt=task.attempt, device_nonce=device_nonce))
+                info = await self._transport.revert(reply.revert_grant, seconds, self._judge.address)
+        except FlashJobError as error:
+            log.warning("not reverted, the device goes back at its own deadline: %s", error)
+            return refused
+        log.info("reverted: it runs %s %s", info.name, info.version)
+        message = f"{refused.message}; told to go back, it says that it runs {info.name} {info.version}"
+        return FlashJobError(refused.reason, message, refused.next_step)
+
     async def _explained(self, error: FlashJobError) -> FlashJobError:
         """Why a device fell silent between reboot and confirmation: it may have gone back to the old image."""
-        if error.reason in _SILENT:
+        if error.reason in _FELL_SILENT:
             with contextlib.suppress(FlashJobError):
-                info = await self._transport.info(self._task.timeouts.boot_seconds)
+                info = await self._transport.info(self._task.timeouts.boot_seconds, self._judge.address)
                 if not _runs_target(info, self._task):
                     return problem(Reason.RESET_BEFORE_CONFIRM, f"it runs {info.name} {info.version} again")
         return error

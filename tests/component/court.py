@@ -227,7 +227,7 @@ class Court:
             link=self._root / "ports" / name if serial else None,
             behaviour=case.behave(Make(identity, release.image)),
             faults=faults,
-            moves=draw.random() < 0.3 and case.name != "goes back before the confirm",
+            moves=draw.random() < 0.3,
         )
         device.factory_flash(_old(chip))
         await device.start()

@@ -39,8 +39,11 @@ class Transport(Protocol):
         """Bytes of flash that this object wrote or asked the device to write; counts failed writes too."""
         ...
 
-    async def info(self, seconds: float) -> Info:
-        """What the running application says of itself, waiting for it at most `seconds`."""
+    async def info(self, seconds: float, locate: Locate | None = None) -> Info:
+        """What the running application says of itself, waiting for it at most `seconds`.
+
+        With `locate` it may have reset: another address is looked for, and a port that is away may come back.
+        """
         ...
 
     async def evidence(self, nonce: bytes) -> bytes:
@@ -53,6 +56,10 @@ class Transport(Protocol):
 
     async def confirm(self, grant: bytes) -> bytes:
         """Hand over a confirm grant; evidence over its second nonce."""
+        ...
+
+    async def revert(self, grant: bytes, seconds: float, locate: Locate) -> Info:
+        """Hand over a revert grant, and wait at most `seconds` for the boot after it to answer."""
         ...
 
     async def install_nonce(self) -> bytes | None:

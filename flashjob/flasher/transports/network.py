@@ -57,9 +57,9 @@ class NetworkTransport:
         """Image bytes handed to the device."""
         return self._sent
 
-    async def info(self, seconds: float) -> Info:
+    async def info(self, seconds: float, locate: Locate | None = None) -> Info:
         """What the device says of itself, asking until it answers."""
-        self._info = await self._until(seconds, lambda _: True)
+        self._info = await self._until(seconds, lambda _: True, locate=locate)
         return self._info
 
     async def evidence(self, nonce: bytes) -> bytes:
@@ -77,6 +77,11 @@ class NetworkTransport:
     async def confirm(self, grant: bytes) -> bytes:
         """Hand over a confirm grant; evidence over its second nonce."""
         return await _told(self._device.grant(grant), Reason.CONFIRM_TIMEOUT)
+
+    async def revert(self, grant: bytes, seconds: float, locate: Locate) -> Info:
+        """Hand over a revert grant, and wait for the boot after it (rule 3)."""
+        await _told(self._device.grant(grant), Reason.DEVICE_UNREACHABLE)
+        return await self.reboot(seconds, locate)
 
     async def probe(self, partition_table_offset: int, content: Content | None = None) -> HardwareFacts:
         """What the device says of its hardware: enough to refuse; the device checks again by itself."""

@@ -79,9 +79,13 @@ class SerialTransport:
         """Bytes of flash written in this attempt."""
         return self._written_before + (self._tool.bytes_written if self._tool else 0)
 
-    async def info(self, seconds: float) -> Info:
-        """Ask the application, again and again until it answers. Raises PortSilent, PortBusy, TransportLost."""
-        return await self._awake(seconds, returning=False)
+    async def info(self, seconds: float, locate: Locate | None = None) -> Info:
+        """Ask the application, again and again until it answers. With `locate`, rule 4 holds as after a reset.
+
+        Raises:
+            FlashJobError: PortSilent, PortBusy, PortNotFound, TransportLost; with `locate` also PortVanished.
+        """
+        return await self._awake(seconds, returning=locate is not None)
 
     async def _awake(self, seconds: float, *, returning: bool) -> Info:
         missing: DeviceError | None = None
@@ -141,6 +145,22 @@ class SerialTransport:
             return await device.grant(grant)
         except DeviceError as error:
             raise failure(error, Reason.CONFIRM_TIMEOUT) from error
+
+    async def revert(self, grant: bytes, seconds: float, locate: Locate) -> Info:
+        """Hand over a revert grant, and wait for the boot after it (rule 4)."""
+        device = await self._application()
+        seed = self._info.bootseed if self._info is not None else None
+        try:
+            await device.grant(grant)
+        except DeviceError as error:
+            raise failure(error, Reason.PORT_SILENT) from error
+        try:
+            async with asyncio.timeout(seconds):
+                while (info := await self._awake(seconds, returning=True)).bootseed == seed:
+                    await asyncio.sleep(_REOPEN_SECONDS)
+                return info
+        except TimeoutError as error:
+            raise problem(Reason.PORT_SILENT, f"no new boot answers on {self._port} within {seconds:g} s") from error
 
     async def install_nonce(self) -> bytes | None:
         """Over serial no install grant is sent."""
