@@ -40,6 +40,7 @@ from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.gateway import judge, ruling
 from flashjob.gateway.case import Case, Installation, Keys, Subject
+from flashjob.pinning import pin
 from flashjob.virtual import secure_boot
 from flashjob.virtual.adversaries import Behaviour
 from flashjob.virtual.device import Mode, VirtualDevice
@@ -62,7 +63,7 @@ from flashjob.wire.gateway import (
 )
 from flashjob.wire.pod import Assignment, Before, Timeouts, TransportKind
 from flashjob.wire.refusal import Refused
-from flashjob.wire.target import Measurement, Target
+from flashjob.wire.target import Target
 
 GRANT_KEY = ec.derive_private_key(0x1234567, ec.SECP256R1())
 RELEASE_KEY = ec.derive_private_key(0x7654321, ec.SECP256R1())
@@ -109,31 +110,29 @@ class Release:
 
 def push(tmp_path: Path, image: bytes, chip: str, sequence: int = 2, release_key: PrivateKey = RELEASE_KEY) -> Release:
     """Store `image` as a signed-for release in a layout, and pin it."""
-    file = tmp_path / f"{chip}-{hashlib.sha256(image).hexdigest()[:8]}.bin"
-    file.write_bytes(image)
-    plan = load_files([f"0x20000={file}"], chip=chip)
-    layout = tmp_path / f"layout-{file.stem}"
+    return push_parts(tmp_path, {0x20000: image}, chip, sequence, release_key)
+
+
+def push_parts(
+    tmp_path: Path,
+    parts: dict[int, bytes],
+    chip: str,
+    sequence: int = 2,
+    release_key: PrivateKey = RELEASE_KEY,
+    app_at: int = 0x20000,
+) -> Release:
+    """The same for a whole build: flash offset -> image."""
+    stem = f"{chip}-{hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:8]}"
+    files = {offset: tmp_path / f"{stem}-{offset:x}.bin" for offset in parts}
+    for offset, file in files.items():
+        file.write_bytes(parts[offset])
+    plan = load_files([f"{offset:#x}={file}" for offset, file in files.items()], chip=chip)
+    layout = tmp_path / f"layout-{stem}"
     where = f"oci:{layout}"
     pushed = api.push([plan], where, signer=None, release=api.Release(release_key, sequence))
     store = api.open_store(where)
-    opened = api.open_chip(store, pushed.index_digest, chip)
-    target = Target(
-        repository=where,
-        index_digest=pushed.index_digest,
-        manifest_digest=opened.manifest_digest,
-        config_digest=opened.config_digest,
-        release_digest=opened.release_digest,
-        chip=chip,
-        chip_id=opened.config.chip.chip_id,
-        application=opened.config.app.project_name,
-        version=opened.config.app.version,
-        secure_version=opened.config.app.secure_version,
-        sequence=sequence,
-        image_size=opened.config.app_image.size,
-        image_digest=opened.config.app_image.digest,
-        measurements=tuple(Measurement(scheme=m.scheme, alg=m.alg, value=m.value) for m in opened.config.measurements),
-    )
-    return Release(layout, target, image)
+    target = pin(where, pushed.index_digest, api.open_chip(store, pushed.index_digest, chip))
+    return Release(layout, target, parts[app_at])
 
 
 @cache

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attestation.device_protocol import Flag, Info
-from firmware_pipeline.esp import builder
+from firmware_pipeline.esp import builder, partitions
+from firmware_pipeline.esp.chips import by_target
 from firmware_pipeline.hardware import HardwareFacts
-from flashjob.flasher.content import Content
+from flashjob.flasher.content import Content, permitted
 from flashjob.flasher.fetch import fetch
 from flashjob.flasher.run import Attempt
 from flashjob.flasher.transports.base import Transport
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
+from flashjob.virtual import secure_boot
 from flashjob.virtual.device import VirtualDevice
-from flashjob.wire.pod import Safety
+from flashjob.wire.pod import Data, Safety
 
-from .bench import Bench, BenchJudge, assignment, new_app, open_release, push, runs, signed
+from .bench import Bench, BenchJudge, assignment, new_app, open_release, push_parts, runs, signed
 
 CHIP = "esp32s3"
 Bend = Callable[[Any], Any]
@@ -43,6 +45,10 @@ class Refusal:
 
     reason: str
     image: Callable[[], bytes] = lambda: new_app(CHIP)
+    parts: dict[int, bytes] = field(default_factory=dict)
+    """What the artifact holds beside the application: flash offset -> image."""
+    bootloader: bytes = b""
+    """Another one than was pushed: push refuses most of what is wrong with one."""
     info: Bend = same
     """Bends what the application says."""
     facts: Bend = same
@@ -66,6 +72,34 @@ def built(**changes: Any) -> Callable[[], bytes]:
     return lambda: signed(builder.build_app(CHIP, "porch", "2.0.0", payload_size=100 * 1024, **changes))
 
 
+OLD = builder.default_partitions()
+
+
+def table(**changes: dict[str, Any]) -> bytes:
+    """The devices' partition table with rows changed."""
+    return partitions.build_table(
+        partitions.check([replace(row, **changes.get(row.name, {})) for row in OLD.partitions], table_offset=0x8000)
+    )
+
+
+def loader(**changes: Any) -> bytes:
+    """A bootloader of which one thing is wrong."""
+    chip = by_target(changes.pop("chip", CHIP))
+    entry, code = chip.iram[0] + 0x4000, bytes(changes.pop("size", 16 * 1024))
+    return builder.assemble(chip, [(entry, code)], entry=entry, **changes)
+
+
+MAKER, STRANGER = secure_boot.maker_key(b""), secure_boot.maker_key(b"another maker")
+ENFORCES = {
+    "secure_boot": True,
+    "secure_boot_key_digests": (secure_boot.key_digest(MAKER.public_key()).hex(),),
+}
+BOOTLOADER, TABLE, WIPE = {"allow_bootloader": True}, {"allow_partition_table": True}, {"data": Data.WIPE}
+GOOD = {0x0: signed(builder.build_bootloader(CHIP, version=2))}
+BIGGER = {0x8000: table(ota_1={"size": 0x1B0000}, storage={"offset": 0x390000, "size": 0x70000})}
+GONE = {0x8000: table(ota_0={"size": 0x1B0000})}
+MOVED = {0x8000: table(nvs={"offset": 0xB000, "size": 0x4000}, otadata={"offset": 0x9000})}
+OVER = {0x8000: table(ota_0={"size": 0x100000}, ota_1={"offset": 0x120000, "size": 0x280000})}
 UNSIGNED = builder.build_app(CHIP, "porch", "2.0.0", payload_size=100 * 1024)
 REFUSALS = {
     "another MAC": Refusal("WrongDevice", task={"mac": "24:6f:28:00:00:00"}, only="serial"),
@@ -96,6 +130,48 @@ REFUSALS = {
     "a security version that would burn eFuses": Refusal("SecurityVersionBurn", image=built(secure_version=2)),
     "a bootloader without rollback": Refusal("NoRollback", info=without(Flag.ROLLBACK)),
     "another version to start from": Refusal("FromVersion", safety={"from_versions": ("0.9.0",)}),
+    "another partition table": Refusal("PartitionMismatch", parts=BIGGER),
+    "another partition table over the network": Refusal(
+        "PartitionMismatch", parts=BIGGER, safety=TABLE, only="network"
+    ),
+    "a partition table that loses data": Refusal("DataWouldBeLost", parts=BIGGER, safety=TABLE, only="serial"),
+    "a partition table that moves OTA data": Refusal(
+        "PartitionMismatch", parts=MOVED, safety=TABLE | WIPE, only="serial"
+    ),
+    "a partition table under which nothing goes back": Refusal("NoRollback", parts=GONE, safety=TABLE, only="serial"),
+    "a partition table whose slots lie on what runs": Refusal("NoUpdateSlot", parts=OVER, safety=TABLE, only="serial"),
+    "data to be wiped over the network": Refusal("WipeNeedsSerial", safety=WIPE, only="network"),
+    "a data image that begins no partition": Refusal(
+        "PartitionMismatch", parts={0x3A1000: b"files"}, safety=WIPE, only="serial"
+    ),
+    "a bootloader for another chip": Refusal(
+        "WrongChip", parts=GOOD, bootloader=loader(chip="esp32c3"), safety=BOOTLOADER, only="serial"
+    ),
+    "a bootloader for another revision": Refusal(
+        "ChipRevision", parts=GOOD, bootloader=signed(loader(min_rev=100)), safety=BOOTLOADER, only="serial"
+    ),
+    "a bootloader for more flash": Refusal(
+        "FlashTooSmall", parts=GOOD, bootloader=signed(loader(flash_size="16MB")), safety=BOOTLOADER, only="serial"
+    ),
+    "a bootloader that reaches into the table": Refusal(
+        "ImageTooLarge", parts=GOOD, bootloader=signed(loader(size=30 * 1024)), safety=BOOTLOADER, only="serial"
+    ),
+    "an application in the bootloader's place": Refusal(
+        "ArtifactInvalid", parts=GOOD, bootloader=new_app(CHIP), safety=BOOTLOADER, only="serial"
+    ),
+    "noise in the bootloader's place": Refusal(
+        "ArtifactInvalid", parts=GOOD, bootloader=bytes(8192), safety=BOOTLOADER, only="serial"
+    ),
+    "an unsigned bootloader for secure boot": Refusal(
+        "SecureBootMismatch", parts={0x0: builder.build_bootloader(CHIP)}, safety=BOOTLOADER, only="serial"
+    ),
+    "a bootloader signed by a stranger": Refusal(
+        "SecureBootMismatch",
+        parts={0x0: secure_boot.sign(builder.build_bootloader(CHIP), STRANGER)},
+        facts=said(**ENFORCES),
+        safety=BOOTLOADER,
+        only="serial",
+    ),
     "an older version": Refusal("Downgrade", facts=said(app_name="porch", app_version="9.0.0"), sequence=0),
 }
 
@@ -138,10 +214,14 @@ CASES = [(name, way) for name, one in REFUSALS.items() for way in ("serial", "ne
 async def test_a_refusal_writes_nothing(bench: Bench, name: str, transport: str) -> None:
     refusal = REFUSALS[name]
     device = await bench.device(network=transport == "network")
-    release = push(bench.tmp_path, refusal.image(), CHIP, refusal.sequence or 1)
+    release = push_parts(bench.tmp_path, {0x20000: refusal.image(), **refusal.parts}, CHIP, refusal.sequence or 1)
     target = release.target if refusal.sequence else release.target.model_copy(update={"sequence": 0})
     task = assignment(device, target, safety=Safety(**refusal.safety), **refusal.task)
-    firmware = await asyncio.to_thread(fetch, open_release(release), release.target, bench.work)
+    roles = permitted(task.safety, task.transport)
+    firmware = await asyncio.to_thread(lambda: fetch(open_release(release), release.target, bench.work, roles=roles))
+    if refusal.bootloader:
+        ((entry, _),) = firmware.extras
+        firmware = replace(firmware, extras=((entry, refusal.bootloader),))
     real: Transport
     if device.port is not None:
         real = SerialTransport(device.port.path, bench.work)
