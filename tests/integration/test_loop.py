@@ -84,32 +84,49 @@ def test_what_runs_already_is_not_written_again(world: World, place: Place) -> N
 
 
 def test_repurposing_moves_the_instance_and_keeps_the_device(world: World, place: Place) -> None:
-    place.start_fleet({"name": "yard", "chip": "esp32s3"}, {"name": "wall", "chip": "esp32c3", "transport": "serial"})
+    """Over a serial line, over the network, and over TLS, which holds from discovery to job to re-discovery."""
+    place.start_fleet(
+        {"name": "yard", "chip": "esp32s3"},
+        {"name": "gate", "chip": "esp32s3", "tls": True},
+        {"name": "wall", "chip": "esp32c3", "transport": "serial"},
+    )
+    roles = {"network": ("yard", "gate"), "serial": ("wall",)}
     ports = {"ports": [f"{place.directory}/ports/*"]}
+    static = {"static": [place.ready("gate").address]}
     place.apply(
         *(place.device(name, policy="bench") for name in ("yard", "wall")),
+        place.device("gate", policy="bench", connection={"network": {}}),
         *(
             place.configuration(f"{app}-{role}", role, {"list": "Devices", "applications": [app], **more})
             for app in (APP_A, APP_B)
-            for role, more in (("network", {}), ("serial", {"serial": ports}))
+            for role, more in (("network", {"network": static}), ("serial", {"serial": ports}))
         ),
     )
-    before = {role: listed(place, f"{APP_A}-{role}")[0] for role in ("network", "serial")}
-    assert all(item["spec"]["brokerProperties"]["FLASHJOB_LISTING"] for item in before.values())
+
+    def shown(app: str, role: str) -> dict[str, Obj]:
+        found = (item["spec"]["brokerProperties"] for item in listed(place, f"{app}-{role}", len(roles[role])))
+        return {properties["FLASHJOB_DEVICE_ID"]: properties for properties in found}
+
+    before = {role: shown(APP_A, role) for role in roles}
     image = world.push(place.namespace, world.plans(("esp32s3", "esp32c3"), NEW, APP_B), signer=world.signer())
-    for role, name in (("network", "yard"), ("serial", "wall")):
+    for role in roles:
         devices = {"akri": {"configuration": f"{place.namespace}-{APP_A}-{role}"}}
-        place.apply(place.job(f"move-{name}", image, devices=devices, rediscovery="Required"))
-    for role, name in (("network", "yard"), ("serial", "wall")):
-        job = place.finished(f"move-{name}")
-        assert condition(job, "Succeeded")["status"] == "True", place.tasks(f"move-{name}")
-        (after,) = listed(place, f"{APP_B}-{role}")
-        old, new = before[role]["spec"]["brokerProperties"], after["spec"]["brokerProperties"]
-        assert new["FLASHJOB_DEVICE_ID"] == old["FLASHJOB_DEVICE_ID"] == place.ready(name).ueid
-        assert new["FLASHJOB_LISTING"] != old["FLASHJOB_LISTING"]
+        place.apply(place.job(f"move-{role}", image, devices=devices, rediscovery="Required"))
+    for role, names in roles.items():
+        job = place.finished(f"move-{role}")
+        assert condition(job, "Succeeded")["status"] == "True", {
+            n: end_of(t) for n, t in place.tasks(f"move-{role}").items()
+        }
+        after = shown(APP_B, role)
+        assert set(after) == set(before[role]) == {place.ready(name).ueid for name in names}
+        for ueid, properties in after.items():
+            assert properties["FLASHJOB_LISTING"] != before[role][ueid]["FLASHJOB_LISTING"]
         assert listed(place, f"{APP_A}-{role}", 0) == []
-    firmware = {item["metadata"]["name"]: item["status"]["firmware"]["application"] for item in place.items("devices")}
-    assert set(firmware.values()) == {APP_B}
+    status = {item["metadata"]["name"]: item["status"] for item in place.items("devices")}
+    assert {one["firmware"]["application"] for one in status.values()} == {APP_B}
+    gate = place.ready("gate")
+    assert gate.address.startswith("https://")
+    assert status[gate.name]["endpoint"] == gate.address == shown(APP_B, "network")[gate.ueid]["FLASHJOB_ENDPOINT"]
 
 
 def test_a_device_that_goes_back_after_its_confirmation_is_no_success(world: World, place: Place) -> None:
