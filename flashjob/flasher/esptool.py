@@ -78,6 +78,7 @@ class Esptool:
             stderr=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT,
             env={**os.environ, "ESPTOOL_CFGFILE": os.devnull},
+            process_group=0,  # Ctrl-C is for whoever started it: it ends the program, and knows what was written
         )
         if self._process.stderr is not None:
             self._listener = asyncio.create_task(self._listen(self._process.stderr))

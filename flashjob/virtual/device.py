@@ -5,9 +5,9 @@ Rules (tests name them):
 
 1. The chip is in one of three modes: in its loader, running an application, or dead (nothing bootable, or silent by
    fault or lie). A reset always goes through the bootloader, which decides.
-2. On a line without reset lines a SYNC frame seen outside the loader is a reset into the loader; a loader that leaves is
-   a reset into the application. Nothing else moves the chip between the two. With reset lines only they do: RTS holds
-   the chip, and DTR at its release chooses the loader.
+2. On a line without reset lines a SYNC frame seen outside the loader is a reset into the loader; nothing else
+   but the reset lines, where there are some, brings it there (reset_lines.py). A loader told to leave is a reset into
+   the application.
 3. What flash, NVS and eFuses hold survives every reset; a nonce, an upload and a grant in RAM do not.
 4. An installation that is not confirmed by its deadline rolls back by itself.
 5. `boots` counts every start of the bootloader, the flash counts every byte: they are the proof of what really
@@ -50,6 +50,7 @@ from flashjob.virtual.network import DeviceServer
 from flashjob.virtual.nvs import Nvs
 from flashjob.virtual.port import SerialLine, SerialPort
 from flashjob.virtual.profile import DEFAULT_CONFIRM_SECONDS, DeviceIdentity, Hardware, Owner
+from flashjob.virtual.reset_lines import Pull, ResetLines, UartBridge
 from flashjob.virtual.rom import SYNC, RomLoader
 from flashjob.virtual.serial_application import SerialApplication
 from flashjob.virtual.tcp_port import Protocol, TcpPort
@@ -128,7 +129,7 @@ class VirtualDevice:
         self._locked_loader = locked_loader
         self._rom = self._loader_of() if self.port is not None else None
         self._has_lines = tcp == "rfc2217"
-        self._held = False
+        self.wiring: ResetLines = UartBridge()
         self._loader_free = 0.0
         self._slip = slip.SlipDecoder()
         self._corrupt_next = self._fail_next = False
@@ -311,16 +312,14 @@ class VirtualDevice:
 
     def _line_changed(self, dtr: bool, rts: bool) -> None:
         """Rule 2, with reset lines."""
-        if not self._has_lines or rts == self._held:
-            return
-        self._held = rts
-        if rts:
-            self._halt()
-            self.mode = Mode.DEAD
-        elif dtr:
-            self._enter_loader()
-        else:
-            self.reset()
+        match self.wiring.change(dtr, rts) if self._has_lines else None:
+            case Pull.HOLD:
+                self._halt()
+                self.mode = Mode.DEAD
+            case Pull.LOADER:
+                self._enter_loader()
+            case Pull.RUN:
+                self.reset()
 
     def _received(self, data: bytes) -> None:
         try:
@@ -366,7 +365,7 @@ class VirtualDevice:
         self._send(b"".join(map(slip.encode, reply.frames)), busy)
         if reply.baud:
             self.port.baud = reply.baud
-        if reply.boot and not self._has_lines:
+        if reply.boot:
             self._asked_to_reset()
 
     def _send(self, data: bytes, seconds: float = 0.0) -> None:

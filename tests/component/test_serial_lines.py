@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from flashjob.flasher.run import Attempt
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.virtual.device import Mode, VirtualDevice
 from flashjob.virtual.faults import BitFlips, ChipHangs, NoisyLine
+from flashjob.virtual.reset_lines import ResetLines, UartBridge, UsbSerialJtag
 from flashjob.wire.esptool_lines import Region
 from flashjob.wire.gateway import Outcome
 from flashjob.wire.serial import SerialSettings
@@ -37,6 +39,22 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 def quiet(_done: int, _total: int) -> None:
     """Nobody watches."""
+
+
+async def far(bench: Bench) -> VirtualDevice:
+    """A chip behind true reset lines."""
+    device = VirtualDevice("far", identity("far", "esp32c3"), OWNER, tcp="rfc2217")
+    device.factory_flash(old_app("esp32c3"))
+    bench.devices.append(device)
+    await device.start()
+    return device
+
+
+async def runs_again(device: VirtualDevice) -> None:
+    """It left its loader: the line is one way, so that takes a moment."""
+    async with asyncio.timeout(5):
+        while device.mode is not Mode.RUNNING:
+            await asyncio.sleep(0.01)
 
 
 async def write(device: VirtualDevice, file: Path, *, baud: int = 460_800, stub: bool = True) -> int:
@@ -69,10 +87,7 @@ async def test_an_update_over_tcp_is_proven(
 
 @pytest.mark.parametrize("reset", ["classic", "D0|R1|W0.1|D1|R0|W0.05|D0"])
 async def test_reset_lines_bring_a_chip_into_its_loader_and_out_again(bench: Bench, reset: str) -> None:
-    device = VirtualDevice("far", identity("far", "esp32c3"), OWNER, tcp="rfc2217")
-    device.factory_flash(old_app("esp32c3"))
-    bench.devices.append(device)
-    await device.start()
+    device = await far(bench)
     assert device.port is not None
     boots = device.boots
     async with Esptool(device.port.path, SerialSettings(reset=reset)) as tool:
@@ -82,11 +97,43 @@ async def test_reset_lines_bring_a_chip_into_its_loader_and_out_again(bench: Ben
         await tool.reset()
 
 
+@pytest.mark.parametrize(
+    ("wiring", "reset", "wrong"),
+    [
+        (UsbSerialJtag, "usb-jtag", "classic"),
+        (lambda: UartBridge(inverted=True), "D1|R1|W0.1|D0|R0|W0.05|D1", "classic"),
+    ],
+    ids=["usb-jtag", "own sequence"],
+)
+async def test_a_board_that_is_wired_otherwise_needs_its_own_way(
+    bench: Bench, wiring: Callable[[], ResetLines], reset: str, wrong: str
+) -> None:
+    device = await far(bench)
+    assert device.port is not None
+    device.wiring = wiring()
+    async with Esptool(device.port.path, SerialSettings(reset=wrong)) as tool:
+        with pytest.raises(FlashJobError, match="PortSilent"):
+            await tool.probe()
+    assert device.mode is Mode.RUNNING
+    async with Esptool(device.port.path, SerialSettings(reset=reset)) as tool:
+        chip, _ = await tool.probe()
+        assert (chip.chip, device.mode) == ("esp32c3", Mode.LOADER)
+        await tool.reset()
+    await runs_again(device)
+
+
+async def test_who_pressed_the_button_leaves_the_loader_without_lines(bench: Bench) -> None:
+    device = await far(bench)
+    assert device.port is not None
+    device._enter_loader()
+    async with Esptool(device.port.path, SerialSettings(reset="none")) as tool:
+        await tool.probe()
+        await tool.reset()
+    await runs_again(device)
+
+
 async def test_without_reset_lines_nobody_gets_a_running_chip_into_its_loader(bench: Bench) -> None:
-    device = VirtualDevice("far", identity("far", "esp32c3"), OWNER, tcp="rfc2217")
-    device.factory_flash(old_app("esp32c3"))
-    bench.devices.append(device)
-    await device.start()
+    device = await far(bench)
     assert device.port is not None
     async with Esptool(device.port.path, SerialSettings(reset="none")) as tool:
         with pytest.raises(FlashJobError) as refused:

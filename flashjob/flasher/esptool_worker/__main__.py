@@ -25,7 +25,8 @@ to it. Rules:
 8. A faster line rate is kept only if the chip answers over it; else the next slower one is tried.
 9. A chip with encrypted flash or locked download mode is never written.
 10. How the chip gets into its loader: `auto` (USB-Serial-JTAG by its USB id, else DTR and RTS as usual boards wire
-    them), `usb-jtag`, `classic`, `none`, or a sequence in esptool's own language, as ``D0|R1|W0.1|D1|R0|W0.05|D0``.
+    them), `usb-jtag`, `classic`, `none` (somebody pressed its buttons; the loader is told to leave, not reset), or a
+    sequence in esptool's own language, as ``D0|R1|W0.1|D1|R0|W0.05|D0``.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class Session:
         self._identity: tuple[str, str] | None = None
         self._flash_size = 0
         self._baud: int | None = None
+        self._lines_lead = True
         self.written = 0
 
     def run(self, job: Job) -> None:
@@ -120,6 +121,7 @@ class Session:
     def _loader(self, job: Job) -> Any:
         """The chip in its loader, found at the rate every chip speaks."""
         mode = job["reset"]
+        self._lines_lead = mode != "none"
         sequence = _CLASSIC if mode == "classic" else mode if mode not in _RESETS else None
         if sequence is not None:
             esptool.loader.cfg["custom_reset_sequence"] = sequence
@@ -249,7 +251,7 @@ class Session:
 
     def _reset(self) -> None:
         self._output.emit("stage", name="reset")
-        if has_modem_lines(self._port):
+        if self._lines_lead and has_modem_lines(self._port):
             cmds.reset_chip(self._esp, "hard-reset")
         else:
             self._esp.flash_begin(0, 0)
