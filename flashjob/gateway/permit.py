@@ -102,7 +102,7 @@ def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Ver
         return verdict
     if verdict.code in (Code.EAT_UEID, Code.ANCHOR_ID):
         reason = Reason.WRONG_DEVICE
-    elif verdict.code in (Code.NONCE_EXPIRED, Code.NONCE_KEY):
+    elif verdict.code is Code.NONCE_EXPIRED:
         raise Refused(Reason.ATTEST_TIMEOUT, f"before the write: {said_by(verdict)}", retryable=True)
     else:
         reason = Reason.BEFORE_ATTESTATION_FAILED

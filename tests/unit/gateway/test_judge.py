@@ -116,6 +116,15 @@ async def test_3_evidence_for_one_attempt_opens_no_other() -> None:
     assert "nonce.mac" in refused.message
 
 
+async def test_3_a_replay_is_no_matter_of_time_whatever_key_its_nonce_seems_to_name() -> None:
+    """A discovery nonce is random: one in 256 looks like one of ours under a key that we do not have."""
+    court = Court(Bench(), NEW)
+    refused = await refusal(court.permit(court.bench.evidence(bytes([1, 77]) + bytes(30))))
+    assert refused.reason == Reason.BEFORE_ATTESTATION_FAILED
+    assert "nonce.key" in refused.message
+    assert (refused.problem.retryable, refused.problem.judged) == (False, True)
+
+
 async def test_3_a_boot_that_contradicts_one_seen_before_proves_no_identity() -> None:
     court = Court(Bench(), NEW)
     now, boot = int(court.bench.now), court.bench.application.boot
