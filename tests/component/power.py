@@ -40,7 +40,14 @@ from .bench import Bench, BenchJudge, Release, app, assignment, open_release, pu
 
 Layout = Literal["serial, two slots", "serial, in place", "network"]
 During = Literal["program", "erase"]
-LAYOUTS: Final[tuple[Layout, ...]] = ("serial, two slots", "serial, in place", "network")
+KINDS: Final[tuple[tuple[Layout, During], ...]] = (
+    ("serial, two slots", "program"),
+    ("serial, two slots", "erase"),
+    ("serial, in place", "program"),
+    ("serial, in place", "erase"),
+    ("network", "program"),
+    ("network", "erase"),
+)
 
 CHIP: Final = "esp32c3"
 IMAGE_BYTES: Final = 1_600 * 1024
@@ -50,9 +57,9 @@ AT_ONCE: Final = 8
 """Devices of one worker: each has an esptool process, and some wait for a chip that cannot answer."""
 SHARE: Final = 24
 """Cuts that a worker makes before it reports."""
-PATIENCE: Final = Timeouts(boot_seconds=10, attest_seconds=30, write_seconds=300, confirm_seconds=20)
+_LAST: Final = 4
+"""Sectors at the end of an update: of the image, and the selecting record as written, booted, confirmed."""
 _NEVER: Final = 1 << 30
-_FAILS_WITHIN_SECONDS: Final = 120
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Tally:
 
     cuts: int = 0
     booted: Counter[str] = field(default_factory=Counter)
-    """"old", "new", "none": which image ran when the power was back, by number of cuts."""
+    """"old", "new", "none": which image ran when the power was back, by number of cuts; "uncut" breaks rule 3."""
     proven: int = 0
     strays: list[str] = field(default_factory=list)
     """What broke a rule, as text."""
@@ -106,9 +113,11 @@ class Matrix:
 
     Args:
         root: an existing directory.
+        boot_seconds: how long a device is waited for; a busy machine needs long, and what boots nothing takes it twice.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, boot_seconds: int = 10) -> None:
+        self._patience = Timeouts(boot_seconds=boot_seconds, attest_seconds=30, write_seconds=300, confirm_seconds=20)
         self._bench, self._root = Bench(root), root
         self._releases: dict[int, tuple[Release, Firmware]] = {}
         self._number = 0
@@ -138,11 +147,14 @@ class Matrix:
         device = await self._device(cut)
         fault = Outage(device, cut.sector, cut.during)
         device.faults.append(fault)
-        if device.port is None:
-            (first, judge), booted = await asyncio.gather(self._attempt(device, cut, None), _power_back(device, fault))
+        power = asyncio.create_task(_power_back(device, fault)) if device.port is None else None
+        first, judge = await self._attempt(device, cut, None)
+        if not fault.began.is_set():
+            booted = "uncut"
         else:
-            first, judge = await self._attempt(device, cut, None)
-            booted = await _power_back(device, fault)
+            booted = await (power or _power_back(device, fault))
+        if power is not None:
+            power.cancel()
         last = first
         if not first.ok:
             judge.next_attempt()
@@ -178,7 +190,7 @@ class Matrix:
             device,
             release.target,
             attempt=1 if judge is None else judge.case.attempt,
-            timeouts=PATIENCE,
+            timeouts=self._patience,
             safety=Safety(allow_in_place=in_place),
         )
         judge = judge or BenchJudge(device, task)
@@ -206,9 +218,8 @@ def one_slot(device: VirtualDevice, image: bytes) -> None:
 
 
 async def _power_back(device: VirtualDevice, outage: Outage) -> str:
-    """Give it power again once it has failed (rule 3): what boots, see `_settled`."""
-    async with asyncio.timeout(_FAILS_WITHIN_SECONDS):
-        await outage.began.wait()
+    """Give it power again once it has failed: what boots, see `_settled`."""
+    await outage.began.wait()
     device.boot_failure = ""
     if device.port is None:
         device.reset()
@@ -218,9 +229,11 @@ async def _power_back(device: VirtualDevice, outage: Outage) -> str:
 
 
 async def _settled(device: VirtualDevice) -> str:
-    """Wait until it runs: "old", "new", or "none" if nothing can boot."""
+    """Wait until it runs and can be reached: "old", "new", or "none" if nothing can boot."""
     async with asyncio.timeout(30):
-        while not (device.mode is Mode.RUNNING or device.boot_failure):
+        while not device.boot_failure and not (
+            device.mode is Mode.RUNNING and (device.port is not None or device.server.address)
+        ):
             await asyncio.sleep(0.005)
     if device.application is None:
         return "none"
@@ -238,29 +251,31 @@ def hold(cuts: Sequence[Cut]) -> Tally:
         return asyncio.run(all_of_them(Path(folder)))
 
 
-def sectors(layout: Layout, during: During) -> int:
-    """See `Matrix.sectors`."""
+def workers() -> ProcessPoolExecutor:
+    """Processes for `matrix`."""
+    return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
 
+
+def matrix(pool: ProcessPoolExecutor, layout: Layout, during: During, step: int = 1) -> Iterator[tuple[int, Tally]]:
+    """Every `step`-th sector of a whole update, and its last four.
+
+    Yields, as shares of them are done, (number of cuts wanted, tally so far).
+    """
+    end = pool.submit(_rehearse, layout, during).result()
+    wanted = sorted({*range(0, end, step), *range(end - _LAST, end)})
+    shares = max(WORKERS, len(wanted) // SHARE)
+    total = Tally()
+    for tally in pool.map(hold, ([Cut(layout, during, n) for n in wanted[i::shares]] for i in range(shares))):
+        total.add(tally)
+        yield len(wanted), total
+
+
+def _rehearse(layout: Layout, during: During) -> int:
     async def count(root: Path) -> int:
         return await Matrix(root).sectors(layout, during)
 
     with tempfile.TemporaryDirectory(prefix="flashjob-power-") as folder:
         return asyncio.run(count(Path(folder)))
-
-
-def matrix(layout: Layout, during: During, step: int = 1) -> Iterator[tuple[int, Tally]]:
-    """Every `step`-th sector of a whole update, and its last four, in `WORKERS` processes.
-
-    Yields, as shares of them are done, (number of cuts wanted, tally so far).
-    """
-    end = sectors(layout, during)
-    wanted = sorted({*range(0, end, step), *range(end - 4, end)})
-    shares = [[Cut(layout, during, n) for n in wanted[i : i + SHARE]] for i in range(0, len(wanted), SHARE)]
-    total = Tally()
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        for tally in pool.map(hold, shares):
-            total.add(tally)
-            yield len(wanted), total
 
 
 @cache
