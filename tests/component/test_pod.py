@@ -24,6 +24,7 @@ from flashjob.flasher.esptool import Esptool
 from flashjob.virtual.adversaries import RunsOldImage
 from flashjob.virtual.device import Mode, VirtualDevice
 from flashjob.virtual.faults import ChipHangs
+from flashjob.virtual.reset_lines import UsbSerialJtag
 from flashjob.wire.gateway import (
     AddressReply,
     ConfirmRequest,
@@ -39,8 +40,9 @@ from flashjob.wire.gateway import (
 )
 from flashjob.wire.pod import Assignment, Assignments
 from flashjob.wire.refusal import Refused
+from flashjob.wire.serial import SerialSettings
 
-from .bench import QUICK, Bench, BenchJudge, Release, app, assignment, new_app, push, runs
+from .bench import OWNER, QUICK, Bench, BenchJudge, Release, app, assignment, identity, new_app, old_app, push, runs
 
 TOKEN = "token-of-the-pod"
 REQUESTS: dict[str, type[BaseModel]] = {
@@ -171,6 +173,27 @@ async def test_pod_updates_a_device(bench: Bench, pod: Pod, tmp_path: Path, netw
     assert result.hardware is not None, "one device leaves room for what preflight read and for timings"
     assert judge.results[0].hardware is not None
     assert {"Writing", "Attesting", "Confirming"} <= judge.results[0].seconds.keys()
+    await runs(device, "2.0.0")
+
+
+async def test_pod_drives_the_line_as_it_is_told(bench: Bench, pod: Pod, tmp_path: Path) -> None:
+    """A chip whose own USB is behind RFC 2217: no id tells esptool so, the Device must."""
+    device = VirtualDevice("far", identity("far", "esp32c3"), OWNER, tcp="rfc2217")
+    device.wiring = UsbSerialJtag()
+    device.factory_flash(old_app("esp32c3"))
+    bench.devices.append(device)
+    await device.start()
+    release = push(tmp_path, new_app("esp32c3"), "esp32c3")
+    usual = assignment(device, release.target)
+    process = await pod.start(device, usual)
+    assert await process.wait() == 3
+    assert pod.results()[usual.task].reason == "PortSilent"
+    settings = SerialSettings(baud=115_200, reset="usb-jtag", stub=False)
+    told = usual.model_copy(update={"serial": settings})
+    process = await pod.start(device, told)
+    assert (await process.wait(), pod.results()[told.task].reason) == (0, "Proven")
+    assert device.port is not None
+    assert device.port.baud == settings.baud
     await runs(device, "2.0.0")
 
 

@@ -243,6 +243,36 @@ def test_who_a_device_is_never_changes(api: Api, namespace: str, patch: Any, fie
     assert field in answer["message"]
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"baud": 1}, "spec.connection.serial.baud"),
+        ({"baud": "fast"}, "spec.connection.serial.baud"),
+        ({"stub": "no"}, "spec.connection.serial.stub"),
+        (
+            {"reset": "W0.1.2"},
+            "spec.connection.serial.reset: auto, usb-jtag, classic, none, or at most 32 steps as D0|R1",
+        ),
+        ({"reset": "D0\n"}, "spec.connection.serial.reset: auto, usb-jtag"),
+        ({"reset": "|".join(["D0"] * 33)}, "spec.connection.serial.reset: auto, usb-jtag"),
+    ],
+)
+def test_a_line_that_nobody_can_drive_is_refused(api: Api, namespace: str, line: Any, says: str) -> None:
+    assert api.call("POST", collection(namespace, "devices"), device("d"))[0] == 201
+    status, answer = api.merge(collection(namespace, "devices/d"), {"spec": {"connection": {"serial": line}}})
+    assert status == 422, answer.get("message")
+    assert says in answer["message"]
+
+
+def test_a_line_may_be_driven_otherwise_and_has_defaults(api: Api, namespace: str) -> None:
+    assert api.call("POST", collection(namespace, "devices"), device("d"))[0] == 201
+    patch = {"connection": {"serial": {"reset": "D0|R1|W0.1|D1|R0|W0.05|D0", "stub": False}}}
+    status, answer = api.merge(collection(namespace, "devices/d"), {"spec": patch})
+    assert status == 200, answer.get("message")
+    serial = answer["spec"]["connection"]["serial"]
+    assert (serial["baud"], serial["stub"]) == (460_800, False)
+
+
 def test_a_device_may_move(api: Api, namespace: str) -> None:
     api.call("POST", collection(namespace, "devices"), device("d"))
     patch = {"connection": {"serial": None, "network": {"address": "127.0.0.1:9"}}, "suspended": True}
