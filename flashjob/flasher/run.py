@@ -13,13 +13,12 @@ Rules (tests name them):
    died before the reset: it is reset once; still silent, the attempt goes on by chip and eFuse MAC alone.
 4. A permit that the device forgot is asked for again, at most three times an attempt.
 5. Every wait has a bound from the assignment's timeouts, and every bound a reason.
-6. An answer to the confirm grant that was lost is asked for again with the same grant: the device answers equally.
+6. An answer to the confirm grant that was lost is asked for again (proof.py).
 7. Whatever happens, port and connection are released and the result is reported, the stage it ended in included.
 8. A device that can apply deltas is offered one from what it runs, where that image is known; what refuses or forgets
    it gets the whole image.
 9. A judge that could not use evidence because it came too late is asked again with fresh evidence, once.
-10. After a verdict that refuses what was installed, the device is told to go back, if judge and device will. That is best
-    effort, within bootSeconds: it adds to the result what runs now, and changes neither its reason nor its stage.
+10. After a verdict that refuses what was installed, the device is told to go back (proof.py).
 11. A device that is receiving when the attempt is stopped is left so: what is incomplete boots nothing, the next install
     takes its place, and a reset forgets it. A cancel would gain nothing and could come late.
 """
@@ -33,11 +32,10 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from pydantic import ValidationError
 
-from attestation.device_protocol import Flag, Info, Verb
+from attestation.device_protocol import Flag, Info
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
@@ -47,14 +45,13 @@ from flashjob.flasher import preflight
 from flashjob.flasher.content import Content, Extra, content
 from flashjob.flasher.delta import Delta
 from flashjob.flasher.judge import Judge
+from flashjob.flasher.patience import limit, twice
+from flashjob.flasher.proof import Proof, runs_target
 from flashjob.flasher.tail import Tail
-from flashjob.flasher.transports.base import PermitSpent, Transport, problem
+from flashjob.flasher.transports.base import SILENT, PermitSpent, Transport, problem
 from flashjob.wire.gateway import (
-    ConfirmRequest,
     DeltaOffer,
     DeviceResult,
-    EvidenceReply,
-    EvidenceRequest,
     HardwareReport,
     NonceRequest,
     PermitDecision,
@@ -62,27 +59,20 @@ from flashjob.wire.gateway import (
     PermitRequest,
     Progress,
     Purpose,
-    RevertRequest,
     Stage,
     VerdictReply,
 )
 from flashjob.wire.pod import Assignment, Before
 from flashjob.wire.reasons import Reason
-from flashjob.wire.refusal import Refused
 from flashjob.wire.target import Measurement
 
 log = logging.getLogger(__name__)
 
 _PERMITS = 3
-_CONFIRMS = 3
 PROGRESS_SECONDS = 0.5
 _LAST_WORDS_SECONDS = 3.0
-_ASKED = 2
 PROVING = (Stage.REBOOTING, Stage.ATTESTING, Stage.CONFIRMING)
 """Stages after the write: a stop in them would only leave an installed image unproven."""
-_SILENT = (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE, Reason.TRANSPORT_LOST)
-_FELL_SILENT = (*_SILENT, Reason.PORT_NOT_FOUND, Reason.PORT_VANISHED)
-"""After a reset a port may be away as well. Before the write that is no silence: without its port there is no loader either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +94,6 @@ Listener = Callable[[Stage, int, int], None]
 """Called with (stage, done, total) at every change: for a progress bar beside the judge's own."""
 
 
-_T = TypeVar("_T")
 DeltaMaker = Callable[[Info], Awaitable[Delta | None]]
 
 
@@ -150,7 +139,7 @@ class Attempt:
         self._facts: HardwareFacts | None = None
         self._latest: Progress | None = None
         self._news = asyncio.Event()
-        self._verdict: Refused | None = None
+        self._proof = Proof(assignment, transport, judge)
 
     @property
     def bytes_written(self) -> int:
@@ -170,8 +159,9 @@ class Attempt:
             result = self._result(False, reason.value, f"{type(error).__name__}: {error}. Next: {reason.next_step}")
         except asyncio.CancelledError:
             await self._transport.close()
-            if self._verdict is not None:  # only rule 10 was still under way
-                self.stopped = self._result(False, self._verdict.reason, self._verdict.message)
+            refused = self._proof.refused
+            if refused is not None:  # the device was only still to go back
+                self.stopped = self._result(False, refused.reason, refused.message)
             else:
                 said = f"{self.stop_reason}: {_left_behind(self.stage)}"
                 self.stopped = self._result(False, Reason.STOPPED.value, said)
@@ -189,7 +179,7 @@ class Attempt:
         task, transport = self._task, self._transport
         preflight.check_image(self._firmware.image, task.target)
         async with self._in(Stage.PREFLIGHT):
-            info, permit = await self._twice(self._permitted)
+            info, permit = await twice(self._permitted)
         if permit.decision is PermitDecision.ALREADY_RUNNING:
             reason = Reason.ALREADY_RUNNING
             return VerdictReply.parse({"outcome": "AlreadyRunning", "reason": reason.value, "message": reason.meaning})
@@ -204,33 +194,17 @@ class Attempt:
                     raise
         elif transport.bytes_written == 0 and info is None:
             await transport.reboot(task.timeouts.boot_seconds, self._judge.address)
-        try:
-            return await self._prove()
-        except Refused as refused:
-            if refused.problem.judged:
-                raise await self._reverted(refused) from refused
-            raise
-
-    async def _twice(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Rule 9."""
-        for _ in range(_ASKED - 1):
-            try:
-                return await ask()
-            except Refused as refused:
-                if not refused.problem.retryable:
-                    raise
-                log.warning("asked again with fresh evidence: %s", refused.message)
-        return await ask()
+        return await self._proof.walk(self._in)
 
     async def _permitted(self) -> tuple[Info | None, PermitReply]:
         """What the device says of itself, where it was asked, and the permit."""
         info, evidence = await self._before()
-        runs_target = info is not None and _runs_target(info, self._task)
-        if not runs_target:
+        at_target = info is not None and runs_target(info, self._task)
+        if not at_target:
             await self._preflight(info)
         self._delta = await self._make_delta(info)
         permit = await self._permit(evidence)
-        if permit.decision is PermitDecision.WRITE and runs_target:
+        if permit.decision is PermitDecision.WRITE and at_target:
             await self._preflight(info)
         return info, permit
 
@@ -242,7 +216,7 @@ class Attempt:
         try:
             return await self._identify()
         except FlashJobError as error:
-            if error.reason not in _SILENT or not (task.permitted_before or task.before is Before.NONE):
+            if error.reason not in SILENT or not (task.permitted_before or task.before is Before.NONE):
                 raise
             if transport.kind == "network":
                 raise problem(Reason.SILENT_AFTER_WRITE, error.message) from error
@@ -251,7 +225,7 @@ class Attempt:
             await transport.abandon()
             return await self._identify()
         except FlashJobError as error:
-            if error.reason not in _SILENT:
+            if error.reason not in SILENT:
                 raise
             return None, None
 
@@ -261,7 +235,7 @@ class Attempt:
         info = await transport.info(patience)
         preflight.check_identity(task, ueid=info.ueid)
         nonce = await self._judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.BEFORE))
-        async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
+        async with limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
             return info, await transport.evidence(nonce.nonce)
 
     async def _preflight(self, info: Info | None) -> None:
@@ -295,7 +269,7 @@ class Attempt:
 
     async def _make_delta(self, info: Info | None) -> Delta | None:
         """Rule 8."""
-        if self._delta_maker is None or info is None or Flag.DELTA not in info.flags or _runs_target(info, self._task):
+        if self._delta_maker is None or info is None or Flag.DELTA not in info.flags or runs_target(info, self._task):
             return None
         return await self._delta_maker(info)
 
@@ -319,68 +293,6 @@ class Attempt:
                     self._delta = None
                     permit = await self._permit(None)
 
-    async def _prove(self) -> VerdictReply:
-        task, transport, judge = self._task, self._transport, self._judge
-        async with self._in(Stage.ATTESTING):
-            reply = await self._twice(self._present)
-        async with self._in(Stage.CONFIRMING):
-            async with self._limit(task.timeouts.confirm_seconds, Reason.CONFIRM_TIMEOUT):
-                if reply.confirm_grant is None:
-                    proof = await transport.evidence(reply.second_nonce)
-                else:
-                    proof = await self._confirm(reply.confirm_grant)
-            return await judge.confirm(ConfirmRequest(attempt=task.attempt, evidence=proof))
-
-    async def _present(self) -> EvidenceReply:
-        """Evidence of what was installed, before the judge."""
-        task, transport = self._task, self._transport
-        nonce = await self._judge.nonce(NonceRequest(attempt=task.attempt, purpose=Purpose.AFTER))
-        try:
-            async with self._limit(task.timeouts.attest_seconds, Reason.ATTEST_TIMEOUT):
-                evidence = await transport.evidence(nonce.nonce)
-                device_nonce = await transport.device_nonce(Verb.CONFIRM)
-        except FlashJobError as error:
-            raise await self._explained(error) from error
-        return await self._judge.evidence(
-            EvidenceRequest(attempt=task.attempt, evidence=evidence, device_nonce=device_nonce)
-        )
-
-    async def _reverted(self, refused: Refused) -> FlashJobError:
-        """Rule 10: the refusal, with what runs now where that was brought about."""
-        self._verdict, task = refused, self._task
-        seconds = float(task.timeouts.boot_seconds)
-        try:
-            async with self._limit(seconds, Reason.SILENT_AFTER_WRITE):
-                device_nonce = await self._transport.device_nonce(Verb.REVERT)
-                reply = await self._judge.revert(RevertRequest(attempt=task.attempt, device_nonce=device_nonce))
-                info = await self._transport.revert(reply.revert_grant, seconds, self._judge.address)
-        except FlashJobError as error:
-            log.warning("not reverted, the device goes back at its own deadline: %s", error)
-            return refused
-        log.info("reverted: it runs %s %s", info.name, info.version)
-        message = f"{refused.message}; told to go back, it says that it runs {info.name} {info.version}"
-        return FlashJobError(refused.reason, message, refused.next_step)
-
-    async def _explained(self, error: FlashJobError) -> FlashJobError:
-        """Why a device fell silent between reboot and confirmation: it may have gone back to the old image."""
-        if error.reason in _FELL_SILENT:
-            with contextlib.suppress(FlashJobError):
-                info = await self._transport.info(self._task.timeouts.boot_seconds, self._judge.address)
-                if not _runs_target(info, self._task):
-                    return problem(Reason.RESET_BEFORE_CONFIRM, f"it runs {info.name} {info.version} again")
-        return error
-
-    async def _confirm(self, grant: bytes) -> bytes:
-        for again in range(_CONFIRMS):
-            try:
-                return await self._transport.confirm(grant)
-            except FlashJobError as error:
-                if error.reason == Reason.DEVICE_REFUSED:
-                    raise problem(Reason.RESET_BEFORE_CONFIRM, error.message) from error
-                if again == _CONFIRMS - 1:
-                    raise problem(Reason.CONFIRM_TIMEOUT, error.message) from error
-        raise problem(Reason.CONFIRM_TIMEOUT, "no answer to the confirm grant")
-
     async def _abandon(self) -> None:
         """Best effort: the reason why nothing is written matters more than a port that does not let go."""
         with contextlib.suppress(FlashJobError):
@@ -396,14 +308,6 @@ class Attempt:
             yield
         finally:
             self._seconds[stage.value] = round(time.monotonic() - started, 3)
-
-    @contextlib.asynccontextmanager
-    async def _limit(self, seconds: float, reason: Reason) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(seconds):
-                yield
-        except TimeoutError as error:
-            raise problem(reason, f"not done after {seconds:g} s") from error
 
     def _progress(self, done: int, total: int) -> None:
         self._latest = Progress(attempt=self._task.attempt, stage=self.stage, done=done, total=total)
@@ -456,13 +360,6 @@ def _offer(delta: Delta | None) -> DeltaOffer | None:
         base=Measurement(scheme="esp-image", alg=alg, value=value.hex()),
         sha256=hashlib.sha256(delta.payload).hexdigest(),
         size=len(delta.payload),
-    )
-
-
-def _runs_target(info: Info, task: Assignment) -> bool:
-    """Whether the device claims the target's measurement (rule 2)."""
-    return any(
-        m.alg == info.measurement.alg and m.value == info.measurement.value.hex() for m in task.target.measurements
     )
 
 

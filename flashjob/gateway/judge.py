@@ -35,6 +35,7 @@ Rules (tests name them):
     that the device proved before a write of this task convicts nobody: its first boot of the image failed, and its
     bootloader went back. The attempt failed with WentBack, without a verdict, and may be made again. Anything else that
     is not the target, and a device that proved nothing before, stays a verdict (rule 13).
+    See docs/decisions/0013.
 16. A revert is granted to the attempt alone whose recorded verdict rejects an installation of this task: by its boot id,
     with a fence no lower than any permit's, and only where the device had proved before the write what it goes back to.
     So never after a success, and never for what somebody else installed. It changes no verdict.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that go back: by themselves, because they are told to, or not at all. The numbers are rules of run.py."""
+"""Devices that go back: by themselves, because they are told to, or not at all. The numbers are rules of proof.py."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_10_a_revert_that_fails_is_one_line_of_log_and_no_more(
     device = await bench.device(network=True, behaviour=RunsOldImage())
     release = push(tmp_path, new_app("esp32s3"), "esp32s3")
     task = assignment(device, release.target)
-    with caplog.at_level(logging.WARNING, logger="flashjob.flasher.run"):
+    with caplog.at_level(logging.WARNING, logger="flashjob.flasher.proof"):
         result, _ = await bench.flash(device, release, task=task, judge=Unreachable(device, task))
     assert result.reason == "MeasurementMismatch"
     assert "told to go back" not in result.message

@@ -22,6 +22,10 @@ Locate = Callable[[], Awaitable[str | None]]
 """Asks where the device is now; None: where it was."""
 
 
+SILENT = (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE, Reason.TRANSPORT_LOST)
+"""Reasons of a device that does not answer. A port that is away is more than silence: without it there is no loader either."""
+
+
 class PermitSpent(FlashJobError):
     """The device reset in mid-upload and forgot the grant: a new one of the same attempt is needed."""
 
