@@ -51,6 +51,10 @@ LIMIT = 8192
 MAX_DEPTH = 8
 MAX_ITEMS = 512
 
+_ARRAYS = (list, tuple)
+_MAPS = (dict, Mapping)
+"""What is written as an array and as a map; asking for a dict alone is faster than for an abstract Mapping."""
+
 _SHORTEST = (24, 1 << 8, 1 << 16, 1 << 32)
 """Smallest argument that needs 1, 2, 4, 8 bytes."""
 
@@ -312,11 +316,11 @@ def _write(value: Writable, out: bytearray) -> None:
         text = value.encode("utf-8")
         _write_head(3, len(text), out)
         out += text
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, _ARRAYS):
         _write_head(4, len(value), out)
         for element in value:
             _write(element, out)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, _MAPS):
         _write_head(5, len(value), out)
         for key, content in sorted(((_key(key), content) for key, content in value.items()), key=lambda pair: pair[0]):
             out += key

@@ -214,6 +214,8 @@ class Door:
         if (request.content_length or 0) > eat.EVIDENCE_LIMIT:
             raise Refused(Problem.TOO_LARGE, f"the body exceeds {eat.EVIDENCE_LIMIT} bytes")
         try:
+            if request.content.is_eof():  # all of it came with the header, as nearly always: nothing to wait for
+                return await request.read()
             late = asyncio.get_running_loop().call_later(
                 self._limits.body_seconds, request.content.set_exception, TimeoutError()
             )
