@@ -4,12 +4,13 @@
 from attestation.policy import RequiredSigners
 from firmware_pipeline.artifact import ChipArtifact
 from firmware_pipeline.config import FirmwareConfig
+from firmware_pipeline.errors import PipelineError, Reason
 from firmware_pipeline.esp.data_partitions import takes_image
 from firmware_pipeline.plan import DATA_ROLES
 from firmware_pipeline.signing.keys import load_trusted_key
 from firmware_pipeline.signing.policy import VerificationPolicy
 from firmware_pipeline.signing.release import read_sequence
-from flashjob.wire.target import DataImage, Measurement, Target
+from flashjob.wire.target import MOST_DATA_IMAGES, DataImage, Measurement, Target
 
 
 def verification_policy(required: RequiredSigners) -> VerificationPolicy:
@@ -38,7 +39,7 @@ def pin(repository: str, index_digest: str, chip: ChipArtifact, *, plain_http: b
         plain_http: the registry is spoken to without TLS.
 
     Raises:
-        PipelineError: ReleaseInvalid, the release statement does not fit the config.
+        PipelineError: ReleaseInvalid, the release statement does not fit the config; ConfigMalformed, too many images.
     """
     config, app = chip.config, chip.config.app_image
     statement = chip.release_statement
@@ -66,8 +67,15 @@ def _data_images(config: FirmwareConfig) -> tuple[DataImage, ...]:
     """What a wipe writes into data partitions; an artifact without a table tells only where they begin."""
     rows = {row.offset: row.to_partition() for row in config.partitions}
     images = ((rows.get(image.offset), image) for image in config.images if image.role in DATA_ROLES)
-    return tuple(
+    found = tuple(
         DataImage(label=row.name if row else f"0x{image.offset:x}", digest=image.digest)
         for row, image in images
         if row is None or takes_image(row)
     )
+    if len(found) > MOST_DATA_IMAGES:
+        raise PipelineError(
+            Reason.ConfigMalformed,
+            f"The artifact holds images for {len(found)} data partitions; at most {MOST_DATA_IMAGES} can be pinned.",
+            "Build fewer and larger data partitions.",
+        )
+    return found

@@ -6,7 +6,7 @@
 3. Quarantined, or found to share its identity with another device, unless released after that.
 4. PolicyMissing: the policy that judges it does not exist.
 5. SignersNotConfigured, Unsigned, SignatureMissing: the policy's demands on the artifact are not met.
-6. TransportUnsupported.
+6. TransportUnsupported; WipeNeedsSerial for a network device whose data is to be wiped.
 7. NoMatchingPlatform: no image for its chip. A chip that nobody has read yet is left to preflight where the artifact has
    one image only; with several it is refused, since nobody could say which.
 8. ArtifactInvalid and the like: the image of its chip cannot be used.
@@ -24,7 +24,7 @@ from firmware_pipeline.compatibility import CheckOptions, check
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.hardware import HardwareFacts
 from flashjob.pipeline_reasons import HARDWARE_REASONS
-from flashjob.wire.pod import TransportKind
+from flashjob.wire.pod import Data, TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
 
@@ -177,6 +177,8 @@ def admit(
     transport = connection.kind(job.spec.transport, device)
     if isinstance(transport, Refusal):
         return transport
+    if transport is not TransportKind.SERIAL and job.spec.safety.data is Data.WIPE:
+        return refuse(Reason.WIPE_NEEDS_SERIAL, f"Device {device.name} is reached over the network")
     target = _image(device, admission)
     if isinstance(target, Refusal):
         return target

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one device is to become: the pinned part of an artifact for one chip."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ class Measurement(WireModel):
     ]
     alg: Annotated[int, Field(ge=-65536, le=65535, description="COSE algorithm: -16 SHA-256, -44 SHA-512.")]
     value: Annotated[Hex, Field(description="The hash, lower-case hex.")]
+
+
+MOST_DATA_IMAGES: Final = 32
 
 
 class DataImage(WireModel):
@@ -57,6 +60,6 @@ class Target(WireModel):
     ]
     data_images: Annotated[
         tuple[DataImage, ...],
-        Field(max_length=16, description="Images of data partitions, written only where the job wipes data."),
+        Field(max_length=MOST_DATA_IMAGES, description="Images of data partitions, written where the job wipes data."),
     ] = ()
     plain_http: Annotated[bool, Field(alias="plainHTTP", description="Talk to the registry without TLS.")] = False

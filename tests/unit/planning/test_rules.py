@@ -174,6 +174,7 @@ def test_admission_in_order() -> None:
     unmet = replace(READY, policies={"lab": Policy(Refusal("Unsigned", "no. Next: sign"))})
     assert refused_as(admit(j, d, Enrolment.of([d]), {}, unmet)) == "Unsigned"
     assert refused_as(admit(job(transport="Serial"), d, Enrolment.of([d]), {}, READY)) == "TransportUnsupported"
+    assert refused_as(admit(job(safety={"data": "Wipe"}), d, Enrolment.of([d]), {}, READY)) == "WipeNeedsSerial"
     two = replace(READY, targets={"esp32c3": TARGET, "esp32s2": TARGET})
     assert refused_as(admit(j, d, Enrolment.of([d]), {}, two)) == "NoMatchingPlatform"
     assert not isinstance(admit(j, d, Enrolment.of([d]), {}, READY), Refusal), "an unread chip is left to preflight"
