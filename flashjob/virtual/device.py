@@ -340,9 +340,7 @@ class VirtualDevice:
                 self._loader(frame)
         if self.mode is Mode.RUNNING and self._lines is not None and rest:
             output = self._lines.feed(rest)
-            self._send(output.data)
-            if output.reboot:
-                self._asked_to_reset()
+            self._send(output.data, then=self._asked_to_reset if output.reboot else None)
 
     def _enter_loader(self) -> None:
         if self._silent or self.port is None:
@@ -362,23 +360,30 @@ class VirtualDevice:
         erased = self.flash.bytes_erased
         reply = self._rom.handle(frame)
         busy = self.timing.erasing(self.flash.bytes_erased - erased)
-        self._send(b"".join(map(slip.encode, reply.frames)), busy)
+        frames = b"".join(map(slip.encode, reply.frames))
+        self._send(frames, busy, then=self._asked_to_reset if reply.boot else None)
         if reply.baud:
             self.port.baud = reply.baud
-        if reply.boot:
-            self._asked_to_reset()
 
-    def _send(self, data: bytes, seconds: float = 0.0) -> None:
-        """Answer, after the time that the work took and that a slow device takes; answers keep their order."""
-        if self.port is None or not data:
-            return
+    def _send(self, data: bytes, seconds: float = 0.0, then: Callable[[], None] | None = None) -> None:
+        """Answer, after the time that the work took and that a slow device takes; answers keep their order.
+
+        `then` follows the answer: a reset that came before it would swallow it.
+        """
+
+        def answer() -> None:
+            if self.port is not None and data:
+                self.port.send(data)
+            if then is not None:
+                then()
+
         now = time.monotonic()
         due = max(self._loader_free, now + seconds + self._late())
-        if due <= now:
-            self.port.send(data)
+        if due <= now or not data:
+            answer()
             return
         self._loader_free = due
-        self._later(due - now, lambda: self.port.send(data) if self.port is not None else None)
+        self._later(due - now, answer)
 
     def _asked_to_reset(self) -> None:
         """The device said that it resets."""
