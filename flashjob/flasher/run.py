@@ -163,7 +163,7 @@ class Attempt:
             if refused is not None:  # the device was only still to go back
                 self.stopped = self._result(False, refused.reason, refused.message)
             else:
-                said = f"{self.stop_reason}: {_left_behind(self.stage)}"
+                said = f"{self.stop_reason}: {_left_behind(self.stage, self._task)}"
                 self.stopped = self._result(False, Reason.STOPPED.value, said)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_SECONDS):
@@ -343,8 +343,10 @@ class Attempt:
         )
 
 
-def _left_behind(stage: Stage) -> str:
+def _left_behind(stage: Stage, task: Assignment) -> str:
     """In what state the device was left."""
+    if stage is Stage.WRITING and (task.safety.allow_bootloader or task.safety.allow_partition_table):
+        return "not everything is written; the chip may wait in its ROM loader, where the next attempt finds it"
     if stage is Stage.WRITING:
         return "the image is not complete; a device with two slots goes on booting what it ran before"
     if stage in PROVING:

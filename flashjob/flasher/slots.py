@@ -3,8 +3,8 @@
 
 Rules (tests name them):
 
-1. The slot written is never the one that runs (but see 2): if the application names its slot, that one is spared; else the one
-   that the bootloader would choose by otadata (none chosen: the factory application, else ota_0).
+1. The slot written is never the one that runs (but see 2): if the application names a slot of the table, that one is
+   spared; else the one that the bootloader would choose by otadata (none chosen: the factory application, else ota_0).
 2. Of the other OTA slots the next one in order is taken. No such slot: the one that runs is overwritten if that is
    permitted (`in_place`), else nothing (NoUpdateSlot). No otadata: nothing, there is no place for a boot id.
 3. Bytes of the last 64 KiB page behind the image are erased, as far as the slot reaches: they would be mapped but not
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from firmware_pipeline.esp import otadata
 from firmware_pipeline.esp.chips import FLASH_SECTOR, MMU_PAGE
 from firmware_pipeline.esp.otadata import SlotState
-from firmware_pipeline.esp.partitions import SUBTYPE_OTA_0, Partition, PartitionTable
+from firmware_pipeline.esp.partitions import Partition, PartitionTable
 from flashjob.errors import FlashJobError
 from flashjob.wire.reasons import Reason
 
@@ -65,6 +65,12 @@ def booting(table: PartitionTable, otadata_bytes: bytes) -> Partition | None:
     return table.factory or (slots[0] if slots else None)
 
 
+def running(table: PartitionTable, otadata_bytes: bytes, subtype: int | None) -> Partition | None:
+    """Rule 1: the application that runs, by its own word if the table knows what it names."""
+    named = next((row for row in table.app_slots if row.subtype == subtype), None)
+    return named or booting(table, otadata_bytes)
+
+
 def choose(
     table: PartitionTable, otadata_bytes: bytes, running_subtype: int | None = None, in_place: bool = False
 ) -> SlotPlan:
@@ -82,13 +88,10 @@ def choose(
     slots, place = table.ota_slots, table.otadata
     if not slots or place is None:
         raise _none("the partition table has no OTA slots with otadata")
-    if running_subtype is None:
-        chosen = booting(table, otadata_bytes)
-        running = chosen.ota_index if chosen is not None else None
-    else:
-        running = next((i for i in range(len(slots)) if running_subtype == SUBTYPE_OTA_0 + i), None)
-    index = 0 if running is None else (running + 1) % len(slots)
-    if index == running and not in_place:
+    runs = running(table, otadata_bytes, running_subtype)
+    current = None if runs is None else runs.ota_index
+    index = 0 if current is None else (current + 1) % len(slots)
+    if index == current and not in_place:
         raise _none("the partition table has one OTA slot, and it runs")
     return SlotPlan(index, slots[index], len(slots), place, otadata_bytes)
 

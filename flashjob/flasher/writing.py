@@ -6,7 +6,8 @@ Rules (tests name them; docs/decisions/0013 says why):
  1. A table that is not to be written, or is there already, is the layout. One that cannot be read is PartitionMismatch;
     but where no application answers and the job permits a table, the artifact's takes its place: that is a blank board,
     or a table torn by a cut of power in an earlier attempt, which had judged the one before.
- 2. In a new table nothing lies before the table itself, and OTA data stays where it was (PartitionMismatch).
+ 2. In a new table nothing lies before the table itself or behind the flash (FlashTooSmall), and OTA data stays where it
+    was (PartitionMismatch).
  3. A new table keeps all data of the old one; where data is wiped, only what would be wiped may move, shrink or go
     (DataWouldBeLost).
  4. In a new table the image goes into an OTA slot that the present OTA data does not select and whose written bytes lie
@@ -93,7 +94,7 @@ class WritePlan:
         return [*steps, Step("otadata", *target.selection(boot_id))]
 
 
-def layout(raw: bytes, offset: int, content: Content, *, answers: bool) -> Layout:
+def layout(raw: bytes, offset: int, content: Content, *, answers: bool, flash_size: int | None = None) -> Layout:
     """Which table counts (rules 1 to 3).
 
     Args:
@@ -101,9 +102,10 @@ def layout(raw: bytes, offset: int, content: Content, *, answers: bool) -> Layou
         offset: where they stand, in bytes.
         content: what is to be written.
         answers: an application of the device has answered.
+        flash_size: bytes, where known.
 
     Raises:
-        FlashJobError: PartitionMismatch, DataWouldBeLost.
+        FlashJobError: PartitionMismatch, DataWouldBeLost, FlashTooSmall, ArtifactInvalid.
     """
     old = None
     try:
@@ -118,6 +120,11 @@ def layout(raw: bytes, offset: int, content: Content, *, answers: bool) -> Layou
         new = partitions.parse_table(written, table_offset=offset)
     except PipelineError as error:
         raise problem(Reason.ARTIFACT_INVALID, f"the artifact's partition table: {error.message}") from error
+    end = max(row.end for row in new.partitions)
+    if flash_size is not None and end > flash_size:
+        raise problem(
+            Reason.FLASH_TOO_SMALL, f"the new partition table reaches to {end:#x}, the flash to {flash_size:#x}"
+        )
     _check_new(old, new, offset, content)
     return Layout(offset, old, new, written)
 
@@ -164,7 +171,7 @@ def plan(place: Layout, otadata_bytes: bytes, running_subtype: int | None, conte
         running = None  # no partition of one table overlaps another
         target = slots.choose(place.new, otadata_bytes, running_subtype, content.in_place)
     else:
-        running = _running(place.old, otadata_bytes, running_subtype) if place.old is not None else None
+        running = slots.running(place.old, otadata_bytes, running_subtype) if place.old is not None else None
         target = _slot(place.new, otadata_bytes, running, content)
         _check_way_back(place, otadata_bytes, running, content)
     data = tuple(_data(place.new, content))
@@ -172,13 +179,6 @@ def plan(place: Layout, otadata_bytes: bytes, running_subtype: int | None, conte
         if running is not None and not content.in_place and _overlap((row.offset, len(image)), running):
             raise _none(f"the image for {row.name!r} would overwrite the application that runs")
     return WritePlan(place, target, content, tuple(_erased(place, target, running, data, content)), data)
-
-
-def _running(table: PartitionTable, otadata_bytes: bytes, subtype: int | None) -> Partition | None:
-    """The application that runs: by its own word, else by what the bootloader would choose."""
-    if subtype is not None:
-        return next((row for row in table.app_slots if row.subtype == subtype), None)
-    return slots.booting(table, otadata_bytes)
 
 
 def _slot(table: PartitionTable, otadata_bytes: bytes, running: Partition | None, content: Content) -> SlotPlan:

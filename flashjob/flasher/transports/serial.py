@@ -192,7 +192,9 @@ class SerialTransport:
             if self._info is not None:
                 facts |= _claims(self._info)
             if not (chip.secure_download or chip.flash_encryption):
-                facts |= await self._layout(tool, table_offset, content)
+                # An artifact for another chip has no place here; that it is one, preflight says.
+                fitting = content if content.chip in ("", chip.chip) else Content()
+                facts |= await self._layout(tool, table_offset, fitting, chip.flash_size or None)
             return HardwareFacts.model_validate(facts)
         except PipelineError as error:
             raise problem(Reason.WRONG_CHIP, f"{self._port} holds an {chip.chip}: {error.message}") from error
@@ -201,9 +203,9 @@ class SerialTransport:
             message = f"{self._port}: the chip's {first['loc'][0]} makes no sense: {first['msg']}"
             raise problem(Reason.PREFLIGHT_FAILED, message) from error
 
-    async def _layout(self, tool: Esptool, offset: int, content: Content) -> dict[str, object]:
+    async def _layout(self, tool: Esptool, offset: int, content: Content, flash_size: int | None) -> dict[str, object]:
         raw = (await tool.read(Region(offset=offset, size=partitions.TABLE_SIZE)))[offset]
-        place = writing.layout(raw, offset, content, answers=self._info is not None)
+        place = writing.layout(raw, offset, content, answers=self._info is not None, flash_size=flash_size)
         record, data = place.new.otadata, blank_otadata()
         if record is not None:
             data = (await tool.read(Region(offset=record.offset, size=OTADATA_SIZE)))[record.offset]

@@ -55,6 +55,10 @@ def test_rule_1_the_applications_word_goes_before_otadata() -> None:
     assert choose(TABLE, content, running_subtype=0x11).index == 0  # the bootloader fell back to ota_1
 
 
+def test_rule_1_a_word_that_names_no_slot_counts_for_nothing() -> None:
+    assert choose(table(2), data((1, SlotState.VALID)), running_subtype=0x47).index == 1
+
+
 def test_rule_1_nothing_chosen_yet() -> None:
     blank = otadata.blank_otadata()
     assert choose(table(2), blank).index == 1

@@ -171,6 +171,12 @@ def test_rule_3_what_is_never_wiped_may_not_go_either(name: str) -> None:
     assert refusal(OLD, content(table=raw(less), wipe=True)) == "DataWouldBeLost"
 
 
+def test_rule_2_nothing_lies_behind_the_flash() -> None:
+    with pytest.raises(FlashJobError) as caught:
+        writing.layout(raw(OLD), TABLE, content(table=raw(BIGGER)), answers=True, flash_size=0x180000)
+    assert caught.value.reason == "FlashTooSmall"
+
+
 def test_rule_3_growing_is_no_harm() -> None:
     new = changed(storage={"size": 0x40000}, ota_1={"size": 0x70000})
     assert planned(OLD, content(table=raw(new))).layout.written == raw(new)
@@ -181,6 +187,7 @@ def test_rule_4_the_slot_is_chosen_in_the_new_table_and_spares_what_runs() -> No
     one = changed(ota_1=None)
     assert refusal(OLD, content(table=raw(one))) == "NoUpdateSlot"
     assert planned(OLD, content(table=raw(one), in_place=True)).target.slot.name == "ota_0"
+    assert planned(OLD, content(table=raw(BIGGER)), subtype=0x47).target.slot.offset == 0x140000, "no slot of the table"
     over = changed(ota_0={"size": 0x40000}, ota_1={"offset": 0x50000})
     assert refusal(OLD, content(table=raw(over))) == "NoUpdateSlot", "ota_1 would begin within what runs"
 
