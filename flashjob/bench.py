@@ -7,7 +7,9 @@ Rules (tests name them):
 2. What it is to run is bench_artifact's to say.
 3. The device's file is locked for the whole attempt: one writer, also between two places that turn out to be one device.
 4. Several devices are flashed side by side, a bounded number at once. One device's end never ends another's.
-5. Stopped by hand, every device has an outcome that says in what state it was left.
+5. Stopped by hand, every device has an end that says in what state it was left.
+6. A chip on a serial line whose application is silent may wait in its loader, where a write was stopped: it is reset
+   once.
 """
 
 import asyncio
@@ -28,6 +30,7 @@ from attestation.directory import TrustDirectory
 from attestation.errors import Reject
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp.chips import by_id
+from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
 from flashjob.api.flashtask import Verdict
 from flashjob.bench_artifact import Artifact
 from flashjob.errors import FlashJobError
@@ -285,8 +288,23 @@ async def _who(wish: Wish, transport: Transport) -> tuple[str, str]:
         raise FlashJobError(
             Reason.DEVICE_NOT_ENROLLED, "a device that is not asked cannot say who it is", "add --device ID --chip CHIP"
         )
-    info = await transport.info(_FIRST_ANSWER_SECONDS)
+    try:
+        info = await transport.info(_FIRST_ANSWER_SECONDS)
+    except FlashJobError as error:
+        if error.reason != Reason.PORT_SILENT or not await _left_its_loader(transport):
+            raise
+        info = await transport.info(_FIRST_ANSWER_SECONDS)
     return wish.device or info.ueid.hex(), wish.chip or by_id(info.chip_id).target
+
+
+async def _left_its_loader(transport: Transport) -> bool:
+    """Rule 6."""
+    try:
+        await transport.probe(DEFAULT_TABLE_OFFSET)
+        await transport.abandon()
+    except FlashJobError as error:
+        return error.reason != Reason.PORT_SILENT  # a chip that was found is let go whatever it holds
+    return True
 
 
 def _anchor(trust: TrustDirectory, device_id: str) -> DeviceAnchor:

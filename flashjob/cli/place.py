@@ -50,7 +50,7 @@ def place(text: str) -> Place:
     if "/" in address.removeprefix("https://"):
         return Place(text, None)
     try:
-        split_address(address)
+        split_address(address if " " not in address else "")
     except FlashJobError as error:
         message = f"{text!r} is neither a serial port (/dev/ttyUSB0) nor HOST:PORT"
         raise typer.BadParameter(message) from error

@@ -103,7 +103,7 @@ class Esptool:
     async def write(self, regions: list[Region], erase: list[Region], progress: Progress) -> None:
         """Erase, then write and verify `regions` in their order; what is there already is not written.
 
-        `bytes_written` grows also when this fails. `progress` hears of bytes of the first region.
+        `bytes_written` grows meanwhile, and stays when this fails. `progress` hears of bytes of the first region.
         """
         await self._run("write", regions=tuple(regions), erase=tuple(erase), progress=progress)
 
@@ -184,19 +184,22 @@ class Esptool:
             await process.stdin.drain()
         chip: ChipEvent | None = None
         data: dict[int, bytes] = {}
+        before = self.bytes_written
         while line := await _line(process.stdout):
             event = _parse(line)
-            if isinstance(event, ProgressEvent) and progress is not None and event.region == 0:
-                progress(event.done, event.total)
+            if isinstance(event, ProgressEvent):
+                self.bytes_written = before + event.written
+                if progress is not None and event.region == 0:
+                    progress(event.done, event.total)
             elif isinstance(event, ChipEvent):
                 chip = event
             elif isinstance(event, DataEvent):
                 data[event.offset] = event.data
             elif isinstance(event, DoneEvent):
-                self.bytes_written += event.bytes_written
+                self.bytes_written = before + event.bytes_written
                 return chip, data
             elif isinstance(event, ErrorEvent):
-                self.bytes_written += event.bytes_written
+                self.bytes_written = before + event.bytes_written
                 reason = known(event.kind)
                 message = self._with_heard(event.message)
                 raise FlashJobError(event.kind, message, reason.next_step if reason else "see the pod's log")

@@ -36,13 +36,17 @@ class StageEvent(WireModel):
 
 
 class ProgressEvent(WireModel):
-    """How far the write of one region is, in bytes of flash; what it held already counts as done."""
+    """How far the write of one region is, in bytes of flash; what it held already counts as done.
+
+    `written` is what the whole job wrote so far.
+    """
 
     event: Literal["progress"] = "progress"
     region: int
     done: int
     total: int
     percent: int
+    written: int = 0
 
 
 class ChipEvent(WireModel):

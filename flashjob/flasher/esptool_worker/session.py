@@ -240,7 +240,7 @@ class Session:
 
     def _tell(self, index: int, done: int, total: int) -> None:
         percent = done * 100 // total if total else 100
-        self._output.emit("progress", region=index, done=done, total=total, percent=percent)
+        self._output.emit("progress", region=index, done=done, total=total, percent=percent, written=self.written)
 
     def _inside(self, offset: int, size: int) -> None:
         if offset % _SECTOR:
