@@ -14,10 +14,8 @@ Rules (tests name them):
 
 from __future__ import annotations
 
-import hashlib
-import ssl
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -29,6 +27,8 @@ from attestation.errors import Reject
 
 if TYPE_CHECKING:
     import aiohttp
+
+    from attestation.device_connection import Bond
 
 _CHUNK: Final = 64 * 1024
 _IMAGE_GRACE_SECONDS: Final = 30.0
@@ -46,26 +46,6 @@ class NotBound(DeviceError):
         self.evidence = evidence
 
 
-class _AnyCertificate(ssl.SSLContext):
-    """Takes any certificate, and remembers who showed one last (rule 4)."""
-
-    last: ssl.SSLObject | None = None
-
-    def __new__(cls, protocol: int) -> _AnyCertificate:
-        context = super().__new__(cls, protocol)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-
-    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        self.last = super().wrap_bio(*args, **options)
-        return self.last
-
-    def certificate(self) -> bytes:
-        """DER; empty where there was none."""
-        return (self.last.getpeercert(binary_form=True) or b"") if self.last is not None else b""
-
-
 class HttpDevice:
     """A device at `host`:`port`. `host` is an address or a name; IPv6 without brackets. `tls`: see rule 4."""
 
@@ -74,13 +54,13 @@ class HttpDevice:
         self.port = port
         self.tls = tls
         self._session: aiohttp.ClientSession | None = None
-        self._seen = _AnyCertificate(ssl.PROTOCOL_TLS_CLIENT) if tls else None
-        self._bound: bytes | None = None
-        """SHA-256 of the certificate whose key was attested."""
+        self._bond: Bond | None = None
 
-    def rebooted(self) -> None:
-        """The device has started anew: its next certificate is another one, to be bound by the next `attest`."""
-        self._bound = None
+    async def rebooted(self) -> None:
+        """The device has started anew: its connection is gone, and its next certificate, another one, is to be bound by
+        the next `attest`."""
+        await self.close()
+        self._bond = None
 
     async def info(self) -> Info:
         """GET /fj/1/info."""
@@ -90,16 +70,16 @@ class HttpDevice:
         """POST /fj/1/attest."""
         body = dp.attest_request(nonce)
         evidence = await dp.patiently(lambda: self._request("POST", "attest", body, seconds=dp.ATTEST_SECONDS))
-        if self._seen is not None and self._bound is None:
-            self._bind(evidence, self._seen.certificate())
+        if self._bond is not None and self._bond.bound is None:
+            self._bind(evidence, self._bond)
         return evidence
 
-    def _bind(self, evidence: bytes, certificate: bytes) -> None:
+    def _bind(self, evidence: bytes, bond: Bond) -> None:
         """Rule 4."""
-        if _attested_key(evidence) != key_of(certificate):
+        if _attested_key(evidence) != key_of(bond.certificate):
             message = f"{self.host}:{self.port}: the TLS key is not the one that the evidence names (cnf)"
             raise NotBound(message, evidence)
-        self._bound = hashlib.sha256(certificate).digest()
+        bond.bound = bond.certificate
 
     async def nonce(self, verb: Verb) -> DeviceNonce:
         """POST /fj/1/nonce."""
@@ -135,14 +115,15 @@ class HttpDevice:
 
         await self._request(
             "PUT",
-            f"image?off={offset}",
+            "image",
             chunks(),
+            query=f"off={offset}",
             length=remaining,
             seconds=remaining / dp.FLOOR_BYTES_PER_SECOND + _IMAGE_GRACE_SECONDS,
         )
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; the next request opens another one."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -154,25 +135,34 @@ class HttpDevice:
         body: bytes | AsyncIterator[memoryview] | None = None,
         *,
         seconds: float,
+        query: str = "",
         length: int | None = None,
     ) -> bytes:
         import aiohttp
+        from yarl import URL
+
+        from attestation.device_connection import Bond, Line
 
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1, force_close=True))
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        url = f"{'https' if self.tls else 'http'}://{host}:{self.port}/fj/1/{path}"
+            self._session = Line().session()
+        if self.tls and self._bond is None:
+            self._bond = Bond()
+        url = URL.build(
+            scheme="https" if self.tls else "http",
+            host=self.host,
+            port=self.port,
+            path=f"/fj/1/{path}",
+            query_string=query,
+            encoded=True,
+        )
         where = f"{method} {url}"
-        headers = {"Content-Type": "application/cbor"}
+        headers = {"Content-Type": "application/cbor"} if body is not None else {}
         if length is not None:
             headers["Content-Length"] = str(length)
         timeout = aiohttp.ClientTimeout(total=seconds, connect=min(seconds, dp.CONNECT_SECONDS))
-        trust: aiohttp.Fingerprint | ssl.SSLContext | bool = True
-        if self._seen is not None:
-            trust = aiohttp.Fingerprint(self._bound) if self._bound is not None else self._seen
         try:
             async with self._session.request(
-                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False, ssl=trust
+                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False, ssl=self._bond or True
             ) as response:
                 reply = await _bounded(response)
         except aiohttp.ServerFingerprintMismatch as error:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two ends of `bench-ota`, each a process of its own: devices that only take bytes, and the senders compared.
 
-    python -m benchmarks._ota devices COUNT SIZE            serves COUNT devices, prints their first port
-    python -m benchmarks._ota ours|bare PORTS IMAGE         sends IMAGE to all at once, prints {seconds, whole, cpu, rss}
+    python -m benchmarks._ota devices COUNT SIZE            serves COUNT devices, prints their ports
+    python -m benchmarks._ota ours|bare PORTS IMAGE         sends IMAGE to all at once, prints what it took
 
-The devices are as cheap as a receiver can be, so that what is measured is the sender: they answer `info`, `nonce` and
-`grant` with ready-made bytes, count the image's bytes, and keep none. `ours` is the flashing pod's own transport: info,
-probe, nonce (a real attempt then waits for its judge), grant and image, with progress. `bare` is the least that aiohttp
-can do: one PUT of the same bytes. `seconds` are from the first image byte handed to the network, of whichever device, to
-the last device's answer.
+The devices are as cheap as a receiver can be, so that what is measured is the sender: they answer `info`, `attest`,
+`nonce` and `grant` with ready-made bytes, count the image's bytes, and keep none. `ours` is the flashing pod's own
+transport and asks for all of these before the image, as an attempt does, with progress; only the judge between them is
+missing. `bare` is the least that aiohttp can do: one PUT of the same bytes.
+
+Printed are seconds to the last device's answer, `all` from the first request, `grant` from the first that matters to the
+device (of `bare`: its only one), `byte` from the first image byte handed to the network; and CPU seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -33,10 +35,14 @@ from flashjob.wire.gateway import PermitDecision, PermitReply
 
 _GRANT_ID = b"g" * 16
 _SLICE = 64 * 1024
+_EVIDENCE_BYTES = 1_300
+_PERMIT = PermitReply(
+    decision=PermitDecision.WRITE, grant_id=_GRANT_ID.hex(), fence=1, write_seconds=300, install_grant=b"g" * 349
+)
 
 
 class Device(asyncio.Protocol):
-    """One connection to one device: reads a request's head, counts its body, answers, closes."""
+    """One connection to one device: reads a request's head, counts its body, answers; the next one may follow."""
 
     def __init__(self, answers: dict[bytes, bytes]) -> None:
         self._answers = answers
@@ -62,9 +68,8 @@ class Device(asyncio.Protocol):
             self._left = int(lengths[0]) if lengths else 0
         self._left -= len(data)
         if self._left == 0:
-            head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(self._reply)
-            self._transport.write(head + self._reply)
-            self._transport.close()
+            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self._reply) + self._reply)
+            self._left, self._head = None, b""
 
 
 async def devices(count: int, size: int) -> None:
@@ -89,6 +94,7 @@ async def devices(count: int, size: int) -> None:
     )
     answers = {
         b"info": dp.encode_info(info),
+        b"attest": bytes(_EVIDENCE_BYTES),
         b"nonce": dumps({1: b"n" * 16, 2: 600}),
         b"grant": dumps({17: 0, 18: _GRANT_ID}),
         b"image": dumps({17: size}),
@@ -100,30 +106,37 @@ async def devices(count: int, size: int) -> None:
     await loop.run_in_executor(None, sys.stdin.read)
 
 
-async def _ready(port: int) -> NetworkTransport:
-    transport = NetworkTransport(f"127.0.0.1:{port}")
+class Marks:
+    """When something happened first, of whichever device."""
+
+    def __init__(self) -> None:
+        self.at = {"all": time.monotonic()}
+
+    def now(self, name: str) -> None:
+        """It happens."""
+        if name not in self.at:
+            self.at[name] = time.monotonic()
+
+
+async def _ours(transport: NetworkTransport, image: bytes, marks: Marks) -> None:
     await transport.info(60)
+    await transport.evidence(b"n" * 32)
     await transport.probe(0x8000)
     await transport.install_nonce()
-    return transport
-
-
-async def _ours(transport: NetworkTransport, image: bytes, begin: Callable[[], None]) -> None:
-    permit = PermitReply(
-        decision=PermitDecision.WRITE, grant_id=_GRANT_ID.hex(), fence=1, write_seconds=300, install_grant=b"g" * 349
-    )
-    await transport.write(image, permit, lambda _done, _total: begin())
+    marks.now("grant")
+    await transport.write(image, _PERMIT, lambda _done, _total: marks.now("byte"))
     assert transport.bytes_written == len(image)
 
 
-async def _bare(session: aiohttp.ClientSession, port: int, image: bytes, begin: Callable[[], None]) -> None:
+async def _bare(session: aiohttp.ClientSession, port: int, image: bytes, marks: Marks) -> None:
     view = memoryview(image)
 
     async def pieces() -> AsyncIterator[memoryview]:
         for at in range(0, len(view), _SLICE):
             yield view[at : at + _SLICE]
-            begin()
+            marks.now("byte")
 
+    marks.now("grant")
     headers = {"Content-Length": str(len(image))}
     async with session.put(f"http://127.0.0.1:{port}/fj/1/image", data=pieces(), headers=headers) as response:
         assert response.status == 200
@@ -132,26 +145,20 @@ async def _bare(session: aiohttp.ClientSession, port: int, image: bytes, begin: 
 
 async def _send(who: str, ports: list[int], path: Path) -> dict[str, float]:
     image = path.read_bytes()
-    started, used = time.monotonic(), time.process_time()
-    first: list[float] = []
-
-    def begin() -> None:
-        if not first:
-            first.append(time.monotonic())
-
+    used, marks = time.process_time(), Marks()
     if who == "ours":
-        transports = await asyncio.gather(*map(_ready, ports))
-        await asyncio.gather(*(_ours(transport, image, begin) for transport in transports))
+        transports = [NetworkTransport(f"127.0.0.1:{port}") for port in ports]
+        await asyncio.gather(*(_ours(transport, image, marks) for transport in transports))
         ended = time.monotonic()
         await asyncio.gather(*(transport.close() for transport in transports))
     else:
         timeout, connector = aiohttp.ClientTimeout(total=600), aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            await asyncio.gather(*(_bare(session, port, image, begin) for port in ports))
+            await asyncio.gather(*(_bare(session, port, image, marks) for port in ports))
             ended = time.monotonic()
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cpu = time.process_time() - used
-    return {"seconds": ended - first[0], "whole": time.monotonic() - started, "cpu": cpu, "rss": rss}
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {name: ended - at for name, at in marks.at.items()} | {"cpu": cpu, "rss": rss}
 
 
 def main(arguments: list[str]) -> None:
