@@ -11,7 +11,12 @@ Rules, in the order in which they are checked (tests name them); the first that 
 3. ``clone.identity``: the key signed a token that names another device.
 4. ``clone.bootcount``: the boot counter is below one that was seen, or below the confirmed floor.
 5. ``clone.seed``: one boot (the same counter) with two seeds, or a seed that was seen in an earlier boot.
-6. Without an alarm the sighting is remembered: one per boot, the newest `MOST_SIGHTINGS`.
+6. Without an alarm the sighting is remembered: one per boot, the newest `MOST_SIGHTINGS`. The newest alone would do for
+   counters; of seeds that alternate it shows only the last, and n devices that take turns with a fixed seed each are seen
+   by who remembers n boots.
+
+Not seen: devices that take turns so that the counter rises each time, under seeds that are new each time. They look like
+one device that boots often, however much is remembered.
 
 What an alarm leads to (suspension, quarantine) is its caller's business.
 """
@@ -25,6 +30,7 @@ from attestation.errors import Code
 from attestation.verdict import Verdict
 
 MOST_SIGHTINGS: Final = 8
+LEAST_SEED_BYTES: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Sighting:
 
     Args:
         boot_count: its boot counter.
-        seed_sha256: SHA-256 of its boot seed.
+        seed_sha256: SHA-256 of its boot seed; or its beginning, at least `LEAST_SEED_BYTES`, where memory is short.
         asked_at: Unix seconds of the nonce that was answered.
     """
 
@@ -77,7 +83,8 @@ def observe(known: Sequence[Sighting], verdict: Verdict, *, asked_at: int, boot_
     if sighting.boot_count < highest:
         return Finding(before, Code.CLONE_BOOTCOUNT, f"boot counter {sighting.boot_count} after {highest} was seen")
     for one in before:
-        if (one.boot_count == sighting.boot_count) != (one.seed_sha256 == sighting.seed_sha256):
+        same_seed = len(one.seed_sha256) >= LEAST_SEED_BYTES and sighting.seed_sha256.startswith(one.seed_sha256)
+        if (one.boot_count == sighting.boot_count) != same_seed:
             what = (
                 "two seeds in boot"
                 if one.boot_count == sighting.boot_count

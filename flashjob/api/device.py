@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device: one physical device: who it is, whom it is trusted as, how it is reached, what it last proved."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -11,6 +11,8 @@ from flashjob.wire.target import Measurement
 
 from .meta import Message, Name, Resource, Timestamp, rules
 
+MOST_BOOTS: Final = 4
+"""That a status of 2 KB has room for."""
 Mac = Annotated[str, Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", max_length=17)]
 
 
@@ -32,7 +34,8 @@ class NetworkConnection(WireModel):
     """Over the network."""
 
     address: Annotated[
-        str | None, Field(max_length=255, description="host:port; absent: as discovered (status.endpoint).")
+        str | None,
+        Field(max_length=255, description="host:port, https:// before it for TLS; absent: as status.endpoint."),
     ] = None
 
 
@@ -151,7 +154,6 @@ class AttestationState(WireModel):
     measurement: Annotated[Measurement | None, Field(description="What it measured.")] = None
     slot_state: Annotated[str, Field(max_length=16, description="State of the running slot.")] = ""
     boot_count: Annotated[int | None, Field(ge=0, description="Its boot counter.")] = None
-    boot_seed_hash: Annotated[Hex | None, Field(description="SHA-256 of its boot seed.")] = None
     policy_hash: Annotated[Hex | None, Field(description="SHA-256 of the policy that judged.")] = None
     at: Annotated[Timestamp, Field(description="When.")]
 
@@ -159,6 +161,23 @@ class AttestationState(WireModel):
     def is_clone_alarm(self) -> bool:
         """Whether two devices seem to share this identity: as good as a quarantine, until it is released by name."""
         return self.code.startswith("clone.")
+
+
+BootSighting = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9]{1,20}:[0-9a-f]{12}$",
+        max_length=33,
+        description="Boot counter, and the first 12 digits of SHA-256 of the boot seed.",
+    ),
+]
+
+
+class BootHistory(WireModel):
+    """The last boots that proved themselves: two devices that share one identity give themselves away by them."""
+
+    at: Annotated[Timestamp, Field(description="When the newest was asked for evidence.")]
+    seen: Annotated[tuple[BootSighting, ...], Field(max_length=MOST_BOOTS, description="Oldest first.")]
 
 
 class Floors(WireModel):
@@ -203,11 +222,14 @@ class DeviceStatus(WireModel):
     attestation: Annotated[AttestationState | None, Field(description="As last attested by the discovery handler.")] = (
         None
     )
+    boots: Annotated[BootHistory | None, Field(description="Which boots the discovery handler saw.")] = None
     floors: Annotated[Floors | None, Field(description="What may only rise.")] = None
     quarantine: Annotated[Quarantine | None, Field(description="Why it is withheld.")] = None
     outcomes: Annotated[tuple[OutcomeRecord, ...], Field(max_length=3, description="The last three tasks.")] = ()
     instance: Annotated[InstanceRef | None, Field(description="The Instance that lists it now.")] = None
-    endpoint: Annotated[str, Field(max_length=255, description="Where the handler last saw it, host:port.")] = ""
+    endpoint: Annotated[str, Field(max_length=255, description="Where the handler last saw it: as spec's address.")] = (
+        ""
+    )
 
 
 class Device(Resource):

@@ -5,10 +5,10 @@ Rules (tests name them):
 
 1. A quarantined device is withheld; a device that a task has in hand is neither asked nor listed (records.py, rule 3);
    from the start of a task's pod to its verdict the device's serial port is left alone.
-2. Of Device.status only `attestation`, `endpoint` and `instance` are written, together, and only when they say something
-   new: time and wording alone are nothing new.
-   A look that contradicts the last one (attestation.clones) says so with a clone code; that stands, whatever is found
-   later, until the device is released by name.
+2. Of Device.status only `attestation`, `boots`, `endpoint` and `instance` are written, together, and only when they say
+   something new: time and wording alone are nothing new.
+   A look that contradicts the remembered boots (attestation.clones) says so with a clone code; that stands, whatever is
+   found later, until the device is released by name; then boots are remembered anew.
 3. `instance` is the Instance of the first Configuration, by name, that lists the device; its name is Akri's.
 4. What cannot be written for now is written later; only the newest finding of a device counts.
 """
@@ -35,7 +35,7 @@ from flashjob.cluster.resources import CONFIGURATIONS, DEVICES, Obj
 from flashjob.wire.target import Measurement
 
 from .cluster_store import ClusterTrust
-from .records import KnownDevice, KnownTask, read_device
+from .records import KnownDevice, KnownTask, read_device, write_boots
 
 FIELD_MANAGER: Final = "flashjob-discovery-handler"
 ANNOTATION_WOKEN: Final = "flashjob.dev/handler-registered"
@@ -250,11 +250,17 @@ def status_patch(known: KnownDevice, look: Look, instance: InstanceRef | None, n
     patch: dict[str, Any] = {}
     alarmed = known.attestation is not None and known.attestation.is_clone_alarm and bool(known.quarantine)
     if look.judged is not None and not alarmed:
-        state = attestation_state(look.judged, now, _clone(known, look.judged))
+        finding = clones.observe(
+            known.boots, look.judged.verdict, asked_at=look.judged.asked_at, boot_count_floor=known.floors.boot_count
+        )
+        state = attestation_state(look.judged, now, finding)
         if known.attestation is None or _matter(known.attestation) != _matter(state):
             # null first: a merge patch keeps what it does not name, and the last look's claims are not this one's
             names = [field.alias or name for name, field in AttestationState.model_fields.items()]
             patch["attestation"] = {**dict.fromkeys(names), **state.dump()}
+        before, after = write_boots(known.boots), write_boots(() if state.is_clone_alarm else finding.sightings)
+        if (before and before.seen) != (after and after.seen):
+            patch["boots"] = after.dump() if after else None
     if look.endpoint and look.endpoint != known.endpoint:
         patch["endpoint"] = look.endpoint
     if patch.get("attestation", {}).get("code", "").startswith("clone."):
@@ -262,12 +268,6 @@ def status_patch(known: KnownDevice, look: Look, instance: InstanceRef | None, n
     if instance != known.instance:
         patch["instance"] = instance.dump() if instance else None
     return patch
-
-
-def _clone(known: KnownDevice, judged: Judged) -> clones.Finding:
-    """Whether this look contradicts the last one that stands in the status."""
-    floor = known.floors.boot_count
-    return clones.observe(known.boots, judged.verdict, asked_at=judged.asked_at, boot_count_floor=floor)
 
 
 def attestation_state(judged: Judged, now: float, clone: clones.Finding | None = None) -> AttestationState:
@@ -287,7 +287,6 @@ def attestation_state(judged: Judged, now: float, clone: clones.Finding | None =
         ),
         slot_state=claims.slot_state.name if claims else "",
         boot_count=claims.boot_count if claims else None,
-        boot_seed_hash=hashlib.sha256(claims.boot_seed).hexdigest() if claims else None,
         policy_hash=verdict.policy_hash.hex() if verdict.policy_hash else None,
         at=datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )

@@ -9,22 +9,36 @@ Rules (tests name them):
 3. A task has a device under its hands from an attempt's permit to that attempt's verdict.
 4. A device is withheld while it is in quarantine, or while the discovery handler's last look says that two devices share
    its identity; a release by name that is later than either ends it.
+5. Boots are remembered until such an alarm, whatever is found between them: a look that proves nothing erases nothing.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Final
 
 from attestation import keys
 from attestation.anchors import DeviceAnchor, DeviceState, Floors
 from attestation.clones import Sighting
 from attestation.errors import Reject
 from attestation.policy import AttestationPolicySpec, Measurement, RootOfTrust
-from flashjob.api.device import AttestationState, Connection, Device, Hardware, InstanceRef
+from flashjob.api.device import (
+    MOST_BOOTS,
+    AttestationState,
+    BootHistory,
+    Connection,
+    Device,
+    Hardware,
+    InstanceRef,
+)
 from flashjob.api.flashtask import FlashTask, Phase, Verdict
 from flashjob.cluster.resources import Obj
 from flashjob.wire.target import Measurement as Pinned
 from flashjob.wire.target import Target
+
+SEED_BYTES: Final = 6
+"""Of SHA-256 of a boot seed: all that a status of 2 KB has room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,7 @@ class KnownDevice:
         hardware: as last read by a preflight, else as enrolled.
         floors: what may only rise.
         confirmed: its last confirmed measurement, in every algorithm.
+        boots: the boots that the discovery handler saw, oldest first, as `attestation.clones` wants them.
         attestation, endpoint, instance: what the discovery handler last wrote.
     """
 
@@ -59,18 +74,10 @@ class KnownDevice:
     hardware: Hardware | None
     floors: Floors
     confirmed: frozenset[Measurement]
+    boots: tuple[Sighting, ...]
     attestation: AttestationState | None
     endpoint: str
     instance: InstanceRef | None
-
-    @property
-    def boots(self) -> tuple[Sighting, ...]:
-        """The boot that the discovery handler last saw, as `attestation.clones` wants it; none after an alarm."""
-        last = self.attestation
-        if last is None or last.boot_count is None or last.boot_seed_hash is None or last.is_clone_alarm:
-            return ()
-        at = int(datetime.fromisoformat(last.at).timestamp())
-        return (Sighting(last.boot_count, bytes.fromhex(last.boot_seed_hash), at),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +151,7 @@ def read_device(obj: Obj) -> KnownDevice:
         hardware=status.hardware or spec.hardware,
         floors=Floors(floors.security_version, floors.sequence, floors.boot_count) if floors else Floors(),
         confirmed=measurements(status.firmware.measurements) if status.firmware else frozenset(),
+        boots=read_boots(status.boots),
         attestation=status.attestation,
         endpoint=status.endpoint,
         instance=status.instance,
@@ -173,6 +181,24 @@ def read_task(obj: Obj) -> KnownTask:
 def read_policy(obj: Obj) -> AttestationPolicySpec:
     """Projection of an AttestationPolicy; ValueError where it does not follow the model."""
     return AttestationPolicySpec.model_validate_json(json.dumps(obj.get("spec") or {}))
+
+
+def read_boots(history: BootHistory | None) -> tuple[Sighting, ...]:
+    """What Device.status remembers, for `attestation.clones`; only the newest one's time is kept, for all."""
+    if history is None:
+        return ()
+    at = int(datetime.fromisoformat(history.at).timestamp())
+    told = (one.split(":") for one in history.seen)
+    return tuple(Sighting(int(count), bytes.fromhex(seed), at) for count, seed in told)
+
+
+def write_boots(sightings: Sequence[Sighting]) -> BootHistory | None:
+    """The newest of them as Device.status remembers them; None where there are none."""
+    if not sightings:
+        return None
+    seen = tuple(f"{one.boot_count}:{one.seed_sha256[:SEED_BYTES].hex()}" for one in sightings[-MOST_BOOTS:])
+    at = datetime.fromtimestamp(max(one.asked_at for one in sightings), UTC)
+    return BootHistory(at=at.strftime("%Y-%m-%dT%H:%M:%SZ"), seen=seen)
 
 
 def policy_key(namespace: str, name: str) -> str:

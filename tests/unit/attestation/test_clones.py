@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """clones: what tells two devices with one secret apart, rule by rule, and standing."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,6 +87,34 @@ def test_rule_6_one_sighting_per_boot_and_only_the_newest() -> None:
             assert finding.alarm is None
             known = finding.sightings
     assert [one.boot_count for one in known] == list(range(clones.MOST_SIGHTINGS, 2 * clones.MOST_SIGHTINGS))
+
+
+def turns(memory: int, *boots: tuple[int, str]) -> Code | None:
+    """The first alarm of somebody who remembers so many boots, and of each seed only its beginning."""
+    known: tuple[Sighting, ...] = ()
+    for at, (count, seed) in enumerate(boots):
+        finding = observe(known, boot(count, seed), asked_at=NOW + at)
+        if finding.alarm is not None:
+            return finding.alarm
+        short = (replace(one, seed_sha256=one.seed_sha256[: clones.LEAST_SEED_BYTES]) for one in finding.sightings)
+        known = tuple(short)[-memory:]
+    return None
+
+
+def test_rule_6_how_much_memory_tells_devices_that_take_turns() -> None:
+    two, three = ((5, "a"), (6, "b"), (7, "a"), (8, "b")), ((5, "a"), (6, "b"), (7, "c"), (8, "a"))
+    assert [turns(memory, *two) for memory in (1, 2)] == [None, Code.CLONE_SEED]
+    assert [turns(memory, *three) for memory in (2, 3)] == [None, Code.CLONE_SEED]
+    for lower in ((5, "a"), (6, "b"), (6, "c")), ((5, "a"), (7, "b"), (6, "c")):
+        assert turns(1, *lower) is not None, "counters are told by the newest boot alone"
+    fresh = ((5, "a"), (6, "b"), (7, "c"))
+    assert turns(clones.MOST_SIGHTINGS, *fresh) is None, "one device that boots often looks the same: a limit"
+
+
+def test_rule_6_too_short_a_beginning_of_a_seed_is_none() -> None:
+    known = (Sighting(5, b"", NOW),)
+    assert observe(known, boot(6, "b"), asked_at=NOW).alarm is None
+    assert observe(known, boot(5, "a"), asked_at=NOW).alarm is Code.CLONE_SEED
 
 
 @settings(max_examples=25, deadline=None)

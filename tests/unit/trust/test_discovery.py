@@ -2,18 +2,20 @@
 """What the discovery handler is told by the cluster, and what it writes there."""
 
 import asyncio
+import hashlib
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from attestation import keys
+from attestation import eat, keys
 from attestation.discovery.details import Transport
 from attestation.discovery.enrolled import EnrolledDevice, Look
 from attestation.discovery.rules import judge as judge_listing
 from attestation.errors import Code, Reject
-from flashjob.api.device import Device
+from flashjob.api.device import MOST_BOOTS, Device, DeviceStatus
 from flashjob.cluster.faults import Call
 from flashjob.cluster.kubeapi import ApiError
 from flashjob.cluster.resources import ATTESTATION_POLICIES, CONFIGURATIONS, DEVICES, FLASHTASKS
@@ -23,7 +25,7 @@ from flashjob.trust.discovery import ClusterEnrolment, Configurations, DeviceRep
 from flashjob.wire.base import b64url
 from tests.clusters import fake_cluster, until
 from tests.objects import device, flashtask
-from tests.unit.attestation.world import Minted, judge
+from tests.unit.attestation.world import NOW, Minted, judge
 from tests.unit.discovery.test_rules import answer
 
 NS = "default"
@@ -180,6 +182,73 @@ async def test_rule_2_two_devices_with_one_identity_are_withheld_until_released(
     await until(lambda: (found := world.enrolment.device(ID)) is not None and not found.withheld)
     world.reports.saw(look(Minted(boot_count=8)))
     await until(lambda: world.status.attestation.accepted)
+
+
+def seen(count: int, seed: bytes, at: int) -> Look:
+    """A look at a boot that proved itself, `at` seconds after the first."""
+    phone = Minted(boot_count=count)
+    judged = judge(phone, phone.evidence(token=phone.token({eat.BOOTSEED: seed})))
+    said, listing = judge_listing(replace(answer(), unix=NOW + at), judged)
+    return Look(ID, "192.0.2.7:80", said, listing)
+
+
+async def test_rule_2_devices_that_take_turns_with_a_seed_each_are_told_apart(world: World) -> None:
+    for number, (count, seed) in enumerate([(5, b"a" * 16), (6, b"b" * 16), (7, b"a" * 16)], 1):
+        world.reports.saw(seen(count, seed, number))
+        await world.wrote(number)
+    assert world.status.attestation.code == "clone.seed", "each look is honest beside the one before it"
+    assert world.status.boots is None
+
+
+async def test_rule_2_a_look_that_proves_nothing_erases_no_boot(world: World) -> None:
+    world.reports.saw(seen(5, b"a" * 16, 1))
+    await world.wrote(1)
+    before = world.status.boots
+    assert before.seen == (f"5:{hashlib.sha256(b'a' * 16).hexdigest()[:12]}",)
+    world.reports.saw(look(evidence=b"junk"))
+    await world.wrote(2)
+    assert (world.status.attestation.boot_count, world.status.boots) == (None, before)
+    world.reports.saw(seen(5, b"b" * 16, 2))
+    await world.wrote(3)
+    assert world.status.attestation.code == "clone.seed"
+
+
+async def test_rule_2_boots_are_few_and_the_same_boot_is_not_written_again(world: World) -> None:
+    for count in range(1, MOST_BOOTS + 3):
+        world.reports.saw(seen(count, bytes([count]) * 16, count))
+        await world.wrote(count)
+    assert [int(one.split(":")[0]) for one in world.status.boots.seen] == [3, 4, 5, 6]
+    world.reports.saw(seen(6, bytes([6]) * 16, 99))
+    await world.wrote(6)
+
+
+def test_a_full_status_has_room_for_the_boots() -> None:
+    """At most 2 KB, with names as long as people give them."""
+    at, digits = "2026-01-02T03:04:05Z", "a" * 64
+    sha512 = {"scheme": "esp-image", "alg": -44, "value": digits * 2}
+    outcome = {
+        "task": "spring-abcdefghijklmnop",
+        "phase": "Succeeded",
+        "reason": "Proven",
+        "version": "2.14.3",
+        "at": at,
+    }
+    status = {
+        "hardware": {"chip": "esp32c3", "revision": 4, "flashSize": 1 << 22, "mac": "aa:bb:cc:dd:ee:ff",
+                     "secureBoot": True, "flashEncryption": True, "slotSize": 1900544},
+        "firmware": {"repository": "registry.example.com/team/porch-sensor", "digest": f"sha256:{digits}",
+                     "application": "porch-sensor", "version": "2.14.3", "sequence": 214, "bootId": digits[:32],
+                     "measurements": [{**sha512, "alg": -16, "value": digits}, sha512], "confirmedAt": at},
+        "attestation": {"accepted": True, "message": "all rules hold", "application": "porch-sensor",
+                        "version": "2.14.3", "measurement": sha512, "slotState": "VALID", "bootCount": 123456,
+                        "policyHash": digits, "at": at},
+        "boots": {"at": at, "seen": ["123456:" + digits[:12]] * MOST_BOOTS},
+        "floors": {"securityVersion": 3, "sequence": 214, "bootCount": 123400},
+        "outcomes": [outcome] * 3,
+        "instance": {"name": "porches-abc123", "configuration": "porches"},
+        "endpoint": "https://192.168.100.100:8443",
+    }  # fmt: skip
+    assert len(json.dumps(DeviceStatus.parse(status).dump())) <= 2048
 
 
 async def test_rule_3_the_instance_is_named_as_akri_names_it(world: World) -> None:
