@@ -30,6 +30,8 @@ from flashjob.virtual.tls import boot_identity
 
 SOCKETS: Final = 7
 IDLE_SECONDS: Final = 10.0
+_LINGER_SECONDS: Final = 0.001
+"""How long the end waits for an answer in the making: not at all, but aiohttp takes 0 for as long as it takes."""
 _CHUNK: Final = 16 * 1024
 _CBOR: Final = "application/cbor"
 _VERBS: Final = {
@@ -130,7 +132,7 @@ class DeviceServer:
         if door is not None:
             server, sockets = door
             server.close()
-            await sockets.shutdown(0)
+            await sockets.shutdown(_LINGER_SECONDS)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._application is None:

@@ -11,6 +11,7 @@ import pytest
 from attestation.device_http import HttpDevice
 from firmware_pipeline.esp import otadata
 from firmware_pipeline.esp.builder import build_app, default_partitions
+from flashjob.virtual import slip
 from flashjob.virtual.device import CableGone, Mode, VirtualDevice
 from flashjob.virtual.faults import BrownOut, Crash, Fault, PowerCut, Slow, WrongChip
 from flashjob.virtual.flash import SECTOR
@@ -114,6 +115,34 @@ async def test_slow_devices_answer_late() -> None:
     await client.info()
     assert loop.time() - started >= 0.2
     await client.close()
+    await device.stop()
+
+
+async def test_a_slow_device_loses_its_power_at_once() -> None:
+    device = board(Slow(seconds=60))
+    await device.start()
+    host, port = device.server.address.split(":")
+    _, line = await asyncio.open_connection(host, int(port))
+    line.write(b"GET /fj/1/info HTTP/1.1\r\nHost: porch\r\n\r\n")
+    await line.drain()
+    await asyncio.sleep(0.05)  # the answer is in the making
+    device.reset()
+    assert await settled(device, 2) == "1.0"
+    line.close()
+    await device.stop()
+
+
+async def test_a_slow_loader_answers_before_it_leaves(tmp_path: Path) -> None:
+    device = board(Slow(seconds=0.05), link=tmp_path / "porch")
+    await device.start()
+    sent: list[str] = []
+    assert device.port is not None
+    device._enter_loader()
+    device.port.send = lambda data: sent.append(device.mode.value)  # type: ignore[method-assign]
+    end = b"\0\x04\x04\0\0\0\0\0" + b"\0" * 4  # FLASH_END, reboot
+    device._received(slip.encode(end))
+    assert await settled(device, 2) == "1.0"
+    assert sent[0] == "Loader"
     await device.stop()
 
 
