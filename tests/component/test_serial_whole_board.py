@@ -11,7 +11,7 @@ import pytest
 
 from firmware_pipeline.esp import partitions
 from flashjob.wire.gateway import Outcome
-from flashjob.wire.pod import Safety
+from flashjob.wire.pod import Before, Safety
 
 from .bench import Bench, assignment, new_app, runs, signed
 from .whole_board import (
@@ -106,3 +106,31 @@ async def test_what_is_there_already_is_not_written_again(bench: Bench, tmp_path
     assert result.ok, result.message
     assert result.bytes_written == len(new_app(CHIP)) + len(FILES) + 4096, "application, files, OTA data"
     assert device.flash.regions["phy_init"].erased == device.flash.regions["ota_0"].erased == 0
+
+
+async def test_a_blank_board_gets_everything(bench: Bench, tmp_path: Path) -> None:
+    device = await board(bench)
+    await device.stop()
+    device.flash.manufacture({})
+    await device.start()
+    assert device.boot_failure, "nothing boots"
+    target = publish(tmp_path)
+    careful = assignment(device, target, before=Before.NONE)
+    result = await attempt(bench, device, careful, judge_of(device, careful, 2))
+    assert (result.reason, result.bytes_written) == ("PartitionMismatch", 0)
+    task = assignment(device, target, before=Before.NONE, safety=EVERYTHING)
+    judge = judge_of(device, task, 2)
+    result = await attempt(bench, device, task, judge)
+    assert result.ok, result.message
+    assert judge.outcome is Outcome.PROVEN
+
+
+async def test_over_the_network_the_device_keeps_its_bootloader(bench: Bench, tmp_path: Path) -> None:
+    device = await bench.device(network=True)
+    permissions = Safety(allow_bootloader=True, allow_partition_table=True)
+    task = assignment(device, publish(tmp_path, whole(OLD)), safety=permissions)
+    judge = judge_of(device, task, 1)
+    result = await attempt(bench, device, task, judge)
+    assert result.ok, result.message
+    assert judge.outcome is Outcome.PROVEN
+    assert at(device, 0, loader(1))
