@@ -30,6 +30,7 @@ from flashjob.virtual.tls import boot_identity
 
 SOCKETS: Final = 7
 IDLE_SECONDS: Final = 10.0
+_MOMENT_SECONDS: Final = 0.001
 _LINGER_SECONDS: Final = 0.001
 """How long the end waits for an answer in the making: not at all, but aiohttp takes 0 for as long as it takes."""
 _CHUNK: Final = 16 * 1024
@@ -64,6 +65,12 @@ class _Sockets(web.Server):
         """One less."""
         super().connection_lost(handler, exc)
         self._busy.pop(handler, None)
+
+    async def cut(self) -> None:
+        """All are gone, with whatever was being answered."""
+        for connection in self.connections:
+            connection.force_close()
+        await self.shutdown(_MOMENT_SECONDS)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
