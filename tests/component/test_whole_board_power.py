@@ -21,7 +21,7 @@ from flashjob.wire.target import Target
 
 from .bench import Bench, app, assignment, old_app, signed
 from .power import During, Outage
-from .whole_board import CHIP, EVERYTHING, TABLE, attempt, board, judge_of, publish, settled, table, whole
+from .whole_board import CHIP, EVERYTHING, TABLE, attempt, board, judge_of, live, publish, settled, table, whole
 
 QUICK: Final = Timeouts(boot_seconds=1, attest_seconds=10, write_seconds=60, confirm_seconds=20)
 PATIENT: Final = Timeouts(boot_seconds=10, attest_seconds=30, write_seconds=300, confirm_seconds=20)
@@ -120,8 +120,9 @@ async def test_a_cut_at_every_sector(tmp_path: Path, during: During) -> None:
 
 
 async def renewed(device: VirtualDevice) -> None:
-    """As it left the factory."""
+    """As it left the factory, and has lived since."""
     device.faults.clear()
     device.factory_flash(old_app(CHIP))
+    live(device)
     device.reset()
     assert await settled(device) == "1.0.0"

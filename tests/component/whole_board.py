@@ -93,13 +93,18 @@ async def attempt(bench: Bench, device: VirtualDevice, task: Assignment, judge: 
 async def board(bench: Bench, **changes: Any) -> VirtualDevice:
     """One that has lived: its application has written into its partitions."""
     device = await bench.device(**changes)
+    live(device)
+    return device
+
+
+def live(device: VirtualDevice) -> None:
+    """Its application writes into partitions, its own and others."""
     for name in ("nvs", "storage", "phy_init"):
         row = OLD.by_name(name)
         assert row is not None
         device.flash.load(row.offset, SECRET)
         device.flash.load(row.end - 4096, SECRET)
     device.flash.reset_counters()
-    return device
 
 
 def holds(device: VirtualDevice, row: Partition | None) -> bytes:
