@@ -3,15 +3,16 @@
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashjob.api.device import DeviceStatus
 from flashjob.api.flashjob import FlashJobSpec, FlashJobStatus
 from flashjob.api.flashtask import FlashTaskStatus
 from flashjob.cluster.lease import lease_name
+from flashjob.planning.batches import batches, begun
+from flashjob.planning.batches import name as batch_name
 from flashjob.planning.clock import seconds, stamp
 from flashjob.planning.decisions import Decisions, NewTask, Patch, Start
-from flashjob.planning.names import pod_name
 from flashjob.planning.state import (
     Admission,
     Device,
@@ -93,6 +94,14 @@ def merge(old: Any, patch: Any) -> Any:
     return base
 
 
+class Seat(NamedTuple):
+    """One attempt in its pod."""
+
+    pod: Pod
+    task: str
+    attempt: int
+
+
 @dataclass
 class Model:
     """The cluster. `truth` holds what each device really is; `writers` which pods may write to it now."""
@@ -107,6 +116,8 @@ class Model:
     gateway: Refusal | None = None
     writers: dict[str, dict[str, float]] = field(default_factory=dict)
     proven: set[str] = field(default_factory=set)
+    ends: dict[str, dict[tuple[str, int], DeviceResult]] = field(default_factory=dict)
+    """How attempts ended in each pod (by uid); the API server hears of it when the pod has ended."""
     version: int = 0
 
     def state(self) -> State:
@@ -130,8 +141,10 @@ class Model:
             if patch.device is not None:
                 out.append(lambda p=patch: self._device(p))
             out.append(lambda p=patch: self._patch(p))
-        for start in decisions.starts:
-            out += [lambda s=start: self._lease(s), lambda s=start: self._pod(s)]
+        for batch in batches(decisions.starts):
+            taken: list[Start] = []
+            out += [lambda s=start, t=taken: self._take(s, t) for start in batch]
+            out.append(lambda t=taken: self._pod(t))
         out += [lambda p=pod: self._delete(p) for pod in decisions.delete_pods]
         if decisions.job_status is not None:
             out.append(lambda: self._status(decisions.job_status))
@@ -180,10 +193,12 @@ class Model:
         assert len(json.dumps(status.dump())) <= 2048
         self.devices[found.id] = replace(found, status=status)
 
-    def _lease(self, start: Start) -> None:
+    def _take(self, start: Start, taken: list[Start]) -> None:
+        """The Lease; a start whose Lease somebody else took first is left out of the pod."""
         old = self.leases.get(start.device.id)
         if (old is None) != (start.lease is None) or (old and start.lease and old != start.lease):
-            raise Conflict
+            return
+        taken.append(start)
         self.leases[start.device.id] = Lease(
             name=lease_name(start.device.id),
             owner=(start.device.namespace, start.device.name),
@@ -193,8 +208,13 @@ class Model:
             resource_version=self._next(),
         )
 
-    def _pod(self, start: Start) -> None:
-        name = pod_name(start.task.name, start.attempt)
+    def _pod(self, taken: list[Start]) -> None:
+        """One pod for all that were taken, unless the one attempt that was begun before has one already."""
+        if not taken:
+            return
+        name, assignments = batch_name(taken), tuple((start.task.name, start.attempt) for start in taken)
+        if len(taken) == 1 and begun(taken[0]) and any(assignments[0] in p.assignments for p in self.pods.values()):
+            return
         self.pods.setdefault(
             name,
             Pod(
@@ -204,7 +224,7 @@ class Model:
                 phase="Pending",
                 created_at=self.now,
                 job_uid=self.job.uid,
-                assignments=((start.task.name, start.attempt),),
+                assignments=assignments,
             ),
         )
 
@@ -221,9 +241,13 @@ class Model:
     def live(self) -> list[Pod]:
         return sorted((p for p in self.pods.values() if not p.terminal), key=lambda p: p.name)
 
-    def permit(self, pod: Pod) -> None:
+    def seats(self) -> list[Seat]:
+        """The attempts that run in live pods."""
+        return [Seat(pod, *of) for pod in self.live() for of in pod.assignments if of not in self.ends.get(pod.uid, {})]
+
+    def permit(self, seat: Seat) -> None:
         """The gateway permits, if the pod is the one that the Lease names and its attempt is not over."""
-        (name, attempt) = pod.assignments[0]
+        pod, name, attempt = seat
         task = self.tasks[pod.namespace, name]
         over = task.status.last_attempt.attempt if task.status.last_attempt else 0
         held = self.leases[task.device].holder == str(Holder(pod.namespace, name, attempt))
@@ -240,9 +264,9 @@ class Model:
             until = seconds(permits[-1]["at"]) + task.timeouts.write_seconds
             self.writers.setdefault(task.device, {})[pod.uid] = until
 
-    def verdict(self, pod: Pod, outcome: str, reason: str) -> None:
-        """The gateway judges; then the pod ends."""
-        (name, attempt) = pod.assignments[0]
+    def verdict(self, seat: Seat, outcome: str, reason: str) -> None:
+        """The gateway judges; then the attempt ends in its pod."""
+        pod, name, attempt = seat
         task = self.tasks[pod.namespace, name]
         permits = task.status.report.permits if task.status.report else ()
         report = task.status.report.dump() if task.status.report else {}
@@ -265,24 +289,35 @@ class Model:
             "at": stamp(self.now),
         }
         self._report(task, {**report, "verdict": verdict})
-        self.end(pod, None if outcome == "Proven" else reason)
+        self.end(seat, None if outcome == "Proven" else reason)
 
     def _report(self, task: Task, report: dict[str, Any]) -> None:
         status = FlashTaskStatus.parse({**task.status.dump(), "report": report})
         self.tasks[task.key] = replace(task, status=status, resource_version=self._next())
 
-    def end(self, pod: Pod, reason: str | None) -> None:
-        """The pod ends; with a reason it says that it failed."""
-        if pod.terminal or pod.name not in self.pods:
+    def end(self, seat: Seat, reason: str | None) -> None:
+        """The attempt ends in its pod; with a reason it says that it failed. The last one ends the pod."""
+        pod, name, attempt = seat
+        ends = self.ends.setdefault(pod.uid, {})
+        if pod.name not in self.pods or self.pods[pod.name].terminal or (name, attempt) in ends:
             return
-        (name, attempt) = pod.assignments[0]
         result = DeviceResult(
             task=name, attempt=attempt, stage=Stage.WRITING, ok=reason is None, reason=reason or "Proven", seconds={}
         )
+        ends[name, attempt] = result
+        self.writers.get(self.tasks[pod.namespace, name].device, {}).pop(pod.uid, None)
+        if len(ends) == len(pod.assignments):
+            phase = "Succeeded" if all(each.ok for each in ends.values()) else "Failed"
+            self._over(pod, phase, tuple(ends.values()))
+
+    def die(self, pod: Pod) -> None:
+        """The pod is killed, and all that runs in it; it has no last words, also of those that had ended."""
+        self._over(pod, "Failed", ())
+
+    def _over(self, pod: Pod, phase: str, results: tuple[DeviceResult, ...]) -> None:
         for pods in self.writers.values():
             pods.pop(pod.uid, None)
-        phase = "Failed" if reason else "Succeeded"
-        self.pods[pod.name] = replace(pod, phase=phase, finished_at=self.now, results=(result,))
+        self.pods[pod.name] = replace(self.pods[pod.name], phase=phase, finished_at=self.now, results=results)
 
     def vanish(self, pod: Pod) -> None:
         """The pod's object goes; what it runs may go on (see `writers`)."""
@@ -317,11 +352,7 @@ class Model:
         for pod in self.live():
             timeouts = self.tasks[pod.namespace, pod.assignments[0][0]].timeouts
             if self.now >= pod.created_at + active_deadline_seconds(timeouts):
-                self.end(pod, "PodFailed")
+                self.die(pod)
         for pods in self.writers.values():
             for uid in [uid for uid, until in pods.items() if self.now >= until]:
                 del pods[uid]
-
-
-class Conflict(Exception):
-    """Somebody wrote first."""

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from flashjob.api.flashtask import Phase
 from flashjob.planning.job_status import finished
 from flashjob.planning.plan import plan
-from tests.unit.planning.model import Conflict, Model, device, job
+from flashjob.wire.pod import MAX_DEVICES
+from tests.unit.planning.model import Model, device, job
 
 ACTS = st.one_of(
     st.just(("rounds", 3)),
@@ -21,6 +22,7 @@ ACTS = st.one_of(
     st.tuples(st.just("rejected"), st.integers(0, 3), st.sampled_from(["ConfirmTimeout", "MeasurementMismatch"])),
     st.tuples(st.just("fails"), st.integers(0, 3), st.sampled_from(["PortSilent", "WrongDevice", "TransportLost"])),
     st.tuples(st.just("exits"), st.integers(0, 3)),
+    st.tuples(st.just("dies"), st.integers(0, 3)),
     st.tuples(st.just("vanishes"), st.integers(0, 3)),
     st.tuples(st.just("listed"), st.integers(0, 3)),
     st.tuples(st.just("reap"), st.just(0)),
@@ -32,20 +34,20 @@ def run_plan(model: Model, prefix: int | None = None) -> None:
     state = model.state()
     decisions = plan(state, model.now)
     assert plan(state, model.now) == decisions, "deterministic"
+    at_work = {seat.pod.uid for seat in model.seats() if any(seat.pod.uid in w for w in model.writers.values())}
+    assert model.job.deleting or not at_work & {pod.uid for pod in decisions.delete_pods}, "nobody's end is another's"
     writes = model.writes(decisions)
     for write in writes if prefix is None else writes[:prefix]:
-        try:
-            write()
-        except Conflict:
-            return
+        write()
         check(model)
 
 
 def check(model: Model) -> None:
     limit = model.job.spec.strategy.max_in_flight
-    at_work = {t for p in model.live() for t, _ in p.assignments}
-    assert len(at_work) <= limit, "never above maxInFlight"
-    assert len(at_work) == len(model.live()), "never two live pods of one device"
+    at_work = [seat.task for seat in model.seats()]
+    assert len(set(at_work)) <= limit, "never above maxInFlight"
+    assert len(at_work) == len(set(at_work)), "never two live pods that hold one device"
+    assert all(len(pod.assignments) <= MAX_DEVICES for pod in model.live())
     for pods in model.writers.values():
         assert len(pods) <= 1, "never two writers on one device"
     for task in model.tasks.values():
@@ -62,8 +64,8 @@ def act(model: Model, step: tuple[object, ...]) -> None:
             run_plan(model)
         return None
     if kind == "all permitted":
-        for pod in model.live():
-            model.permit(pod)
+        for seat in model.seats():
+            model.permit(seat)
         return None
     if kind == "time":
         return model.pass_time(n)
@@ -71,28 +73,30 @@ def act(model: Model, step: tuple[object, ...]) -> None:
         return model.reap()
     if kind == "listed":
         return model.list_device(sorted(model.devices)[n % len(model.devices)])
-    live = model.live()
-    if not live:
+    seats = model.seats()
+    if not seats:
         return None
-    pod = live[n % len(live)]
+    seat = seats[n % len(seats)]
     match kind:
         case "permit":
-            model.permit(pod)
+            model.permit(seat)
         case "proven":
-            model.verdict(pod, "Proven", "Proven")
+            model.verdict(seat, "Proven", "Proven")
         case "rejected":
-            model.verdict(pod, "Rejected", str(step[2]))
+            model.verdict(seat, "Rejected", str(step[2]))
         case "fails":
-            model.end(pod, str(step[2]))
+            model.end(seat, str(step[2]))
         case "exits":
-            model.end(pod, None)
+            model.end(seat, None)
+        case "dies":
+            model.die(seat.pod)
         case "vanishes":
-            model.vanish(pod)
+            model.vanish(seat.pod)
     return None
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(devices=st.integers(1, 4), limit=st.integers(1, 3), history=st.lists(ACTS, max_size=60))
+@given(devices=st.integers(1, 5), limit=st.integers(1, 4), history=st.lists(ACTS, max_size=60))
 def test_every_history_keeps_the_promises_and_comes_to_an_end(
     devices: int, limit: int, history: list[tuple[object, ...]]
 ) -> None:
@@ -106,9 +110,9 @@ def test_every_history_keeps_the_promises_and_comes_to_an_end(
         if finished(model.job.status):
             break
         model.reap()
-        for pod in model.live():
-            model.permit(pod)
-            model.verdict(pod, "Proven", "Proven")
+        for seat in model.seats():
+            model.permit(seat)
+            model.verdict(seat, "Proven", "Proven")
         for device_id in model.devices:
             model.list_device(device_id)
         check(model)
@@ -132,9 +136,9 @@ def test_any_crash_prefix_of_a_good_run_leads_to_success_with_one_attempt(prefix
         model.pass_time(0.1)
     for _ in range(60):
         run_plan(model)
-        for pod in model.live():
-            model.permit(pod)
-            model.verdict(pod, "Proven", "Proven")
+        for seat in model.seats():
+            model.permit(seat)
+            model.verdict(seat, "Proven", "Proven")
         for device_id in model.devices:
             model.list_device(device_id)
         model.pass_time(1)

@@ -491,7 +491,7 @@ def test_no_second_writer_while_a_lost_one_may_write() -> None:
     d = device("d0")
     model = Model(job(), {d.id: d})
     first = running(model)
-    model.permit(first)
+    model.permit(*model.seats())
     model.vanish(first)
     rounds(model)
     (lost,) = model.tasks.values()
@@ -527,7 +527,7 @@ def test_a_lowered_limit_stops_nobody() -> None:
     made = [device(f"d{n}") for n in range(3)]
     model = Model(job(strategy={"maxInFlight": 3}), {d.id: d for d in made})
     rounds(model, 3)
-    assert len(model.live()) == 3
+    assert len(model.seats()) == 3
     model.job = replace(model.job, spec=job(strategy={"maxInFlight": 1}).spec)
     decisions = plan(model.state(), model.now)
     assert decisions.delete_pods == ()
