@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestation import keys
 from attestation.directory import TrustDirectory
 from firmware_pipeline import api
+from firmware_pipeline.esp import builder, partitions
 from firmware_pipeline.inputs.build_list import load_builds
 from firmware_pipeline.signing.keys import load_signer
 from firmware_pipeline.signing.release import load_release_key
@@ -281,6 +282,26 @@ def test_flash_from_another_version_is_3(shop: Shop, release: Path) -> None:
     assert shop.enroll(SERIAL).returncode == 0
     code, said = shop.flash(release, SERIAL, "--from-version", "0.1.0")
     assert (code, said["result"]["reason"], said["result"]["bytesWritten"]) == (3, "FromVersion", 0), said
+
+
+def test_flash_writes_what_else_it_is_given_leave_for(shop: Shop, tmp_path: Path) -> None:
+    assert shop.enroll(SERIAL).returncode == 0
+    table, files = builder.default_partitions(), tmp_path / "files.bin"
+    storage = next(row for row in table.partitions if row.name == "storage")
+    (tmp_path / "table.bin").write_bytes(partitions.build_table(table))
+    files.write_bytes(b"files")
+    image = shop.materials.image("esp32c3", APP_A, "2.7.0")
+    parts = {APP_OFFSET: image, 0x8000: tmp_path / "table.bin", storage.offset: files}
+    layout, signer = tmp_path / "whole", load_signer(shop.materials.key("signer").read_bytes(), "ci")
+    plans = load_builds([f"esp32c3:{offset:#x}={file}" for offset, file in parts.items()])
+    release = api.Release(load_release_key(shop.materials.key("release").read_bytes(), "owner"), 7)
+    api.push(plans, f"oci:{layout}:2.7.0", signer=signer, release=release)
+    code, said = shop.flash(layout, SERIAL, "--allow-bootloader", "--allow-partition-table", "--data", "Wipe")
+    assert (code, said["verdict"]["outcome"]) == (0, "Proven"), said
+    assert said["verdict"]["unproven"] == ["data image storage"]
+    assert shop.enroll(NETWORK).returncode == 0
+    code, said = shop.flash(shop.push("2.7.1", 8), NETWORK, "--data", "Wipe")
+    assert (code, said["result"]["reason"], said["result"]["bytesWritten"]) == (3, "WipeNeedsSerial", 0)
 
 
 def test_flash_that_is_stopped_says_what_is_left(shop: Shop, release: Path) -> None:
