@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -98,37 +99,50 @@ class Relay:
             self._server.close()
 
     async def _serve(self, source: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
-        try:
-            head = await source.readuntil(b"\r\n\r\n")
-            path = head.split(b"/fj/1/")[1].split(b" ")[0].partition(b"?")[0].decode()
-            self.asked.append(path)
-            if self.armed and path in self.evil:
-                await self.evil[path](out)
-            elif self.lies is not None and path == "info" and self.device.application is not None:
-                await reply(dp.encode_info(self.lies(self.device.application.info())))(out)
-            else:
-                await self._forward(head, source, out)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            out.close()
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await self._answer(source, out):
+                await out.drain()
+        out.close()
 
-    async def _forward(self, head: bytes, source: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+    async def _answer(self, source: asyncio.StreamReader, out: asyncio.StreamWriter) -> bool:
+        """One request; whether another one may follow."""
+        head = await source.readuntil(b"\r\n\r\n")
+        path = head.split(b"/fj/1/")[1].split(b" ")[0].partition(b"?")[0].decode()
+        self.asked.append(path)
+        if self.armed and path in self.evil:
+            await self.evil[path](out)
+            return False
+        if self.lies is not None and path == "info" and self.device.application is not None:
+            await source.readexactly(_length(head))
+            await reply(dp.encode_info(self.lies(self.device.application.info())))(out)
+            return False
         host, port = self.device.server.address.split(":")
         answers, there = await asyncio.open_connection(host, int(port))
         there.write(head)
-
-        async def up() -> None:
-            while chunk := await source.read(65536):
-                there.write(chunk)
-                await there.drain()
-
-        sending = asyncio.create_task(up())
-        while chunk := await answers.read(65536):
-            out.write(chunk)
-        await out.drain()
-        sending.cancel()
+        sending = asyncio.create_task(_pass_on(source, there, _length(head)))
+        answer = await answers.readuntil(b"\r\n\r\n")
+        out.write(answer)
+        await _pass_on(answers, out, _length(answer))
         there.close()
+        done = sending.done()
+        sending.cancel()
+        return done
+
+
+def _length(head: bytes) -> int:
+    """Of the body that follows."""
+    lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+    return int(lengths[0]) if lengths else 0
+
+
+async def _pass_on(source: asyncio.StreamReader, out: asyncio.StreamWriter, length: int) -> None:
+    while length:
+        data = await source.read(min(length, 65536))
+        if not data:
+            raise ConnectionResetError
+        out.write(data)
+        await out.drain()
+        length -= len(data)
 
 
 @pytest.fixture
