@@ -67,19 +67,18 @@ class Service:
         self._counts = counts
         self.state = State(settings.keys.read())
         self._door = Door(judge, self.state, settings.limits, counts)
-        self._runner = web.AppRunner(
-            self._door.application(),
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises OSError."""
+        settings = self._settings
+        server = self._door.server(
             access_log=None,
             logger=logging.Logger("http", logging.CRITICAL),  # else each malformed request is a traceback in the log
             keepalive_timeout=settings.limits.idle_seconds,
             lingering_time=min(2.0, settings.limits.body_seconds),
             auto_decompress=False,
-            shutdown_timeout=1.0,
         )
-
-    async def start(self) -> int:
-        """Listen; returns the port. Raises OSError."""
-        settings = self._settings
+        self._runner = web.ServerRunner(server, shutdown_timeout=1.0)
         await self._runner.setup()
         site = _Site(self._runner, settings)
         await site.start()
@@ -131,7 +130,7 @@ class Service:
 class _Site(web.BaseSite):
     """A TCP site with a limit of connections and of the TLS handshake (rule 1)."""
 
-    def __init__(self, runner: web.AppRunner, settings: Settings) -> None:
+    def __init__(self, runner: web.ServerRunner, settings: Settings) -> None:
         super().__init__(runner, ssl_context=settings.tls)
         self._settings = settings
 
