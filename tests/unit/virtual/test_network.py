@@ -16,6 +16,7 @@ from attestation.device_http import HttpDevice
 from attestation.device_protocol import DeviceError, ErrorCode
 from attestation.eat import EVIDENCE_MEDIA_TYPE, parse_evidence
 from attestation.grants import ConfirmGrant, Verb
+from flashjob.virtual import network
 from flashjob.virtual.adversaries import LosesConfirm
 from flashjob.virtual.network import DeviceServer
 from tests.unit.virtual.workbench import GRANT_KEY, NONCE, Bench, image
@@ -157,6 +158,80 @@ async def test_rule_4_a_cut_upload_goes_on(online: Online) -> None:
     assert online.bench.reset().boot.version == "2.0"
     erased = online.bench.flash.bytes_erased
     assert erased < 2 * 0x10000, "no sector of the slot was erased twice"
+
+
+class Visitor:
+    """One bare connection to a device."""
+
+    def __init__(self, source: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        self._source, self._out = source, out
+
+    @classmethod
+    async def enter(cls, online: Online) -> Visitor:
+        return cls(*await asyncio.open_connection(online.server.host, online.server.port))
+
+    async def ask(self) -> None:
+        self._out.write(b"GET /fj/1/info HTTP/1.1\r\nHost: porch\r\n\r\n")
+        head = await self._source.readuntil(b"\r\n\r\n")
+        (length,) = [line[15:] for line in head.split(b"\r\n") if line.startswith(b"Content-Length:")]
+        await self._source.readexactly(int(length))
+
+    async def shown_out(self) -> None:
+        async with asyncio.timeout(5):
+            assert await self._source.read() == b""
+        self._out.close()
+
+    def leave(self) -> None:
+        self._out.close()
+
+
+async def test_rule_2_kept_connections_end_with_the_boot(online: Online) -> None:
+    asked, silent = await Visitor.enter(online), await Visitor.enter(online)
+    await asked.ask()
+    await online.server.stop()
+    await asked.shown_out()
+    await silent.shown_out()
+
+
+async def test_rule_5_a_connection_is_kept_until_it_is_idle_too_long(
+    online: Online, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "IDLE_SECONDS", 0.05)
+    await online.reset()
+    visitor = await Visitor.enter(online)
+    for _ in range(3):
+        await visitor.ask()
+    await visitor.shown_out()
+
+
+async def test_rule_5_the_eighth_takes_the_place_of_the_longest_idle(online: Online) -> None:
+    visitors = [await Visitor.enter(online) for _ in range(network.SOCKETS)]
+    for visitor in (*visitors[1:], visitors[0]):
+        await visitor.ask()
+    eighth = await Visitor.enter(online)
+    await visitors[1].shown_out()
+    for visitor in (*visitors[2:], visitors[0], eighth):
+        await visitor.ask()
+        visitor.leave()
+
+
+async def test_rule_5_there_is_no_room_beside_seven_that_are_busy(online: Online) -> None:
+    heard = 0
+
+    def late(size: int) -> float:
+        nonlocal heard
+        heard += 1
+        return 3600.0
+
+    online.server._late = late
+    visitors = [await Visitor.enter(online) for _ in range(network.SOCKETS)]
+    asking = [asyncio.create_task(visitor.ask()) for visitor in visitors]
+    async with asyncio.timeout(5):
+        while heard < len(visitors):
+            await asyncio.sleep(0.005)
+    await (await Visitor.enter(online)).shown_out()
+    await online.server.stop()
+    assert all(isinstance(one, EOFError) for one in await asyncio.gather(*asking, return_exceptions=True))
 
 
 async def test_a_lost_confirm_hangs_up(online: Online) -> None:
