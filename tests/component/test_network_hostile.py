@@ -79,13 +79,21 @@ class Relay:
         device: where all else goes.
         evil: request path (info, attest, nonce, grant, image) -> answer; what it answers None to goes to the device.
         lies: rewrites the device's `info`.
+        hasty: closes after each answer, and does not say so.
     """
 
     def __init__(
-        self, device: VirtualDevice, evil: dict[str, Answer], lies: Callable[[Info], Info] | None = None
+        self,
+        device: VirtualDevice,
+        evil: dict[str, Answer],
+        lies: Callable[[Info], Info] | None = None,
+        *,
+        hasty: bool = False,
     ) -> None:
-        self.device, self.evil, self.lies = device, evil, lies
+        self.device, self.evil, self.lies, self.hasty = device, evil, lies, hasty
         self.asked: list[str] = []
+        self.connections: list[list[str]] = []
+        """What was asked on each."""
         self.armed = True
         self.address = ""
         self._server: asyncio.Server | None = None
@@ -99,16 +107,19 @@ class Relay:
             self._server.close()
 
     async def _serve(self, source: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        heard: list[str] = []
+        self.connections.append(heard)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self._answer(source, out):
+            while await self._answer(source, out, heard) and not self.hasty:
                 await out.drain()
         out.close()
 
-    async def _answer(self, source: asyncio.StreamReader, out: asyncio.StreamWriter) -> bool:
+    async def _answer(self, source: asyncio.StreamReader, out: asyncio.StreamWriter, heard: list[str]) -> bool:
         """One request; whether another one may follow."""
         head = await source.readuntil(b"\r\n\r\n")
         path = head.split(b"/fj/1/")[1].split(b" ")[0].partition(b"?")[0].decode()
         self.asked.append(path)
+        heard.append(path)
         if self.armed and path in self.evil:
             await self.evil[path](out)
             return False
@@ -173,6 +184,7 @@ CASES: dict[str, tuple[str, Answer, str]] = {
     "nonce never": ("nonce", silent, "DeviceUnreachable"),
     "nonce malformed": ("nonce", BAD_MAP, "DeviceUnreachable"),
     "grant refused": ("grant", refuses(ErrorCode.FENCE), "DeviceRefused"),
+    "grant's nonce forgotten for ever": ("grant", refuses(ErrorCode.NONCE), "TransportLost"),
     "grant refused without a code": ("grant", reply(b"no", 403), "TransportLost"),
     "grant refused with an unknown code": ("grant", reply(dumps({-1: "no", 1: 99}), 403), "TransportLost"),
     "grant never": ("grant", silent, "WriteTimeout"),
@@ -248,3 +260,41 @@ async def test_claiming_the_target_earns_nothing(bench: Bench, tmp_path: Path) -
     await relay.stop()
     assert device.flash.regions["ota_1"].installs == 1, result
     assert judge.case.permits
+
+
+async def through(bench: Bench, tmp_path: Path, relay: Relay) -> None:
+    """A good update over a relay."""
+    release = push(tmp_path, new_app("esp32s3"), "esp32s3")
+    await relay.start()
+    task = assignment(relay.device, release.target, address=relay.address, timeouts=QUICK)
+    result, judge = await bench.flash(relay.device, release, task=task)
+    await relay.stop()
+    assert result.ok, result
+    assert judge.outcome is not None
+    assert judge.outcome.value == "Proven"
+    await runs(relay.device, "2.0.0")
+
+
+async def test_an_update_needs_one_connection_before_the_reset_and_one_after(bench: Bench, tmp_path: Path) -> None:
+    relay = Relay(await bench.device(network=True), {})
+    await through(bench, tmp_path, relay)
+    assert relay.connections[0] == ["info", "attest", "nonce", "grant", "image"]
+    assert relay.connections[-1][-3:] == ["attest", "nonce", "grant"]
+
+
+async def test_a_device_that_closes_after_each_answer_is_updated(bench: Bench, tmp_path: Path) -> None:
+    relay = Relay(await bench.device(network=True), {}, hasty=True)
+    await through(bench, tmp_path, relay)
+    assert all(len(heard) <= 1 for heard in relay.connections)
+
+
+async def test_a_nonce_that_the_device_forgot_costs_a_permit_more(bench: Bench, tmp_path: Path) -> None:
+    device = await bench.device(network=True)
+
+    async def forgetful(out: asyncio.StreamWriter) -> None:
+        relay.armed = False
+        await refuses(ErrorCode.NONCE)(out)
+
+    relay = Relay(device, {"grant": forgetful})
+    await through(bench, tmp_path, relay)
+    assert relay.asked.count("grant") == 3, "refused, taken, confirmed"
