@@ -21,7 +21,7 @@ from flashjob.wire.pod import Before, Data, Safety
 from flashjob.wire.reasons import known
 
 from .main import show
-from .place import BAUD, RESET, STUB, Baud, Place, Reset, Stub, place, serial_settings
+from .place import BAUD, RESET, STUB, Baud, Place, Reset, Stub, on_network, place, serial_settings
 
 app = typer.Typer(add_completion=False)
 _HEX = re.compile(r"([0-9a-f]{2}){1,64}")
@@ -46,7 +46,7 @@ def flash(
     ],
     places: Places = None,
     port: Annotated[str | None, typer.Option(help="Serial port of the device.")] = None,
-    host: Annotated[str | None, typer.Option(help="Network address of the device, HOST:PORT.")] = None,
+    host: Annotated[str | None, typer.Option(help="Network address: HOST:PORT, with TLS https://HOST:PORT.")] = None,
     trust: Annotated[Path | None, typer.Option(help="Trust directory; default $XDG_DATA_HOME/flashjob/trust.")] = None,
     device: Annotated[str | None, typer.Option(help="Device id in hex; needed where the device cannot say it.")] = None,
     chip: Annotated[str | None, typer.Option(help="Chip; needed with --before None.")] = None,
@@ -136,7 +136,7 @@ def _where(places: list[str], port: str | None, host: str | None) -> list[Place]
     """Each place once, whichever way it was given. Raises BadParameter."""
     where = [place(text) for text in places]
     where += [Place(port, None)] if port is not None else []
-    where += [Place(None, host)] if host is not None else []
+    where += [Place(None, on_network(host))] if host is not None else []
     if not where:
         raise typer.BadParameter("say where the device is: PORT or HOST:PORT")
     if (port is not None or host is not None) and len(where) > 1:

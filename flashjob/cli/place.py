@@ -12,7 +12,10 @@ from flashjob.flasher.transports.network import split_address
 from flashjob.wire.serial import RESET_RULE, SerialSettings
 
 Target = Annotated[
-    str, typer.Argument(metavar="PORT|HOST:PORT", help="Serial port (a path, or a pyserial URL), or network address.")
+    str,
+    typer.Argument(
+        metavar="PORT|HOST:PORT", help="Serial port (path or pyserial URL), or network address (https:// for TLS)."
+    ),
 ]
 Baud = Annotated[int, typer.Option(help="Serial: line rate of the transfer; a slower one is taken if it fails.")]
 Reset = Annotated[str, typer.Option(help=f"Serial: how the chip gets into its loader: {RESET_RULE}.")]
@@ -55,3 +58,11 @@ def place(text: str) -> Place:
         message = f"{text!r} is neither a serial port (/dev/ttyUSB0) nor HOST:PORT"
         raise typer.BadParameter(message) from error
     return Place(None, address)
+
+
+def on_network(text: str) -> str:
+    """The address in a --host option. Raises BadParameter."""
+    address = place(text).address
+    if address is None:
+        raise typer.BadParameter(f"--host {text!r} is not HOST:PORT, with https:// before it for TLS")
+    return address

@@ -81,7 +81,7 @@ def failed(found: list[Result]) -> dict[str, str]:
     return {result.check.id: result.detail for result in found if result.outcome is Outcome.FAIL}
 
 
-@pytest.mark.parametrize("kind", ["network", "tls", "serial"])
+@pytest.mark.parametrize("kind", ["network", pytest.param("tls", marks=pytest.mark.slow), "serial"])
 async def test_an_honest_device_passes_everything_that_can_be_asked(bench: Bench, kind: str) -> None:
     device = await bench.device(network=kind != "serial", tls=kind == "tls")
     found = await results(device)
@@ -100,6 +100,15 @@ async def test_an_honest_device_passes_everything_that_can_be_asked(bench: Bench
     for known, one in ((held.grant_keys, GRANT_KEY), (held.release_keys, RELEASE_KEY)):
         assert len(known) == 2
         assert key_id(one.public_key()) in known, "the given keys are held again in the end"
+
+
+async def test_a_device_that_speaks_tls_is_asked_over_tls(bench: Bench) -> None:
+    device = await bench.device(network=True, tls=True)
+    found = await results(device, "tls.*", "install.accepted", "owner.malformed")
+    assert {r.outcome for r in found} == {Outcome.PASS}
+    assert len(found) == 6
+    plain = await results(await bench.device("plain", network=True), "tls.*")
+    assert all(r.elsewhere and "https://" in r.detail for r in plain)
 
 
 async def test_a_device_without_deltas_refuses_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

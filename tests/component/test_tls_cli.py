@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from attestation.directory import TrustDirectory
+from flashjob.cli.place import on_network
 from flashjob.demo.fleet_process import FleetProcess
 from flashjob.demo.materials import DemoDevice, Materials
 
@@ -56,6 +58,16 @@ def test_a_device_that_speaks_tls_from_a_bench(shop: Shop, tmp_path: Path) -> No
     asked = attest(shop, "ask", ready.address, "--trust", shop.trust)
     verdict = json.loads(asked.stdout)
     assert (asked.returncode, verdict["accepted"]) == (0, True), asked.stdout
+
+
+def test_a_host_is_an_address_and_nothing_else(shop: Shop) -> None:
+    assert on_network("https://yard.example:8443/") == "https://yard.example:8443", "the slash is no part of it"
+    assert on_network("http://192.0.2.7:80") == "192.0.2.7:80"
+    for wrong in ("https://", "https://a/b", "ftp://a:1", "/dev/ttyUSB0"):
+        with pytest.raises(typer.BadParameter):
+            on_network(wrong)
+    done = shop.run("flash", "layout", "--host", "https://a/b", "--trust", shop.trust)
+    assert (done.returncode, "https://" in done.stderr) == (2, True)
 
 
 def test_first_use_over_tls(shop: Shop, tmp_path: Path) -> None:

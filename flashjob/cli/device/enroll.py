@@ -16,7 +16,7 @@ from attestation import keys
 from attestation.directory import TrustDirectory
 from attestation.errors import Reject
 from attestation.policy import AttestationPolicySpec, RootOfTrust
-from flashjob.cli.place import BAUD, RESET, STUB, Baud, Reset, Stub, serial_settings
+from flashjob.cli.place import BAUD, RESET, STUB, Baud, Reset, Stub, on_network, serial_settings
 from flashjob.enrolment import Enrolment, device_spec, look
 from flashjob.errors import FlashJobError
 from flashjob.flasher.transports.base import Transport
@@ -35,7 +35,9 @@ def enroll(
     policy: Annotated[str, typer.Option(help="Name of the AttestationPolicy that judges it.")],
     root_of_trust: Annotated[RootOfTrust, typer.Option(help="What its hardware can prove.")],
     port: Annotated[str | None, typer.Option(help="Serial port it is connected to now.")] = None,
-    host: Annotated[str | None, typer.Option(help="Network address it has now, HOST:PORT.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Network address now: HOST:PORT, with TLS https://HOST:PORT.")
+    ] = None,
     match: Annotated[
         list[str] | None, typer.Option(help="Serial: KEY=VALUE of the port's Instance; repeatable. Cluster only.")
     ] = None,
@@ -68,6 +70,7 @@ def enroll(
     if port is not None and trust is None and not pairs["match"]:
         raise typer.BadParameter("a serial device in a cluster needs --match KEY=VALUE: tty names move")
     key = read_anchor(anchor)
+    host = on_network(host) if host is not None else None
     settings = serial_settings(baud, reset, stub)
     connection: dict[str, Any] = {"network": {"address": host} if fixed else {}}
     if port is not None:

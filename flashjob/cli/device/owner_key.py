@@ -24,7 +24,7 @@ _NEXT_STEP = {
 
 
 def owner_key(
-    where: Annotated[str, typer.Argument(metavar="URL|PORT", help="http://HOST:PORT, HOST:PORT, or a serial port.")],
+    where: Annotated[str, typer.Argument(metavar="URL|PORT", help="HOST:PORT, https://HOST:PORT, or a serial port.")],
     statement: Annotated[Path, typer.Argument(help="The statement, as `attest mint succession` wrote it.")],
     baud: Annotated[int, typer.Option(help="Serial: line rate.")] = 115_200,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
