@@ -124,7 +124,7 @@ class Seat:
         wish, trust = self._wish, TrustDirectory(self._wish.trust)
         with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
             transport: Transport = (
-                SerialTransport(wish.port, Path(folder), wish.serial, in_place=wish.safety.allow_in_place)
+                SerialTransport(wish.port, Path(folder), wish.serial)
                 if wish.port
                 else NetworkTransport(wish.host or "")
             )

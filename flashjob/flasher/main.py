@@ -128,9 +128,7 @@ async def _carry_out(settings: Settings, environment: Mapping[str, str]) -> list
 
 def _transport(settings: Settings, assignment: Assignment) -> Transport:
     if assignment.transport is TransportKind.SERIAL and settings.port:
-        in_place = assignment.safety.allow_in_place
-        line = assignment.serial or USUAL
-        return SerialTransport(settings.port, settings.work_dir, line, in_place=in_place)
+        return SerialTransport(settings.port, settings.work_dir, assignment.serial or USUAL)
     if assignment.transport is TransportKind.NETWORK and assignment.address:
         return NetworkTransport(assignment.address)
     raise problem(Reason.TRANSPORT_UNSUPPORTED, f"{assignment.transport.value}: no port or address is given")

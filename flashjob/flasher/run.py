@@ -62,7 +62,7 @@ from flashjob.wire.gateway import (
     Stage,
     VerdictReply,
 )
-from flashjob.wire.pod import Assignment, Before
+from flashjob.wire.pod import Assignment, Before, Data
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Measurement
 
@@ -345,10 +345,11 @@ class Attempt:
 
 def _left_behind(stage: Stage, task: Assignment) -> str:
     """In what state the device was left."""
-    if stage is Stage.WRITING and (task.safety.allow_bootloader or task.safety.allow_partition_table):
-        return "not everything is written; the chip may wait in its ROM loader, where the next attempt finds it"
     if stage is Stage.WRITING:
-        return "the image is not complete; a device with two slots goes on booting what it ran before"
+        data = "; data may be erased already" if task.safety.data is Data.WIPE else ""
+        if task.safety.allow_bootloader or task.safety.allow_partition_table:
+            return f"not everything is written; the chip may wait in its ROM loader for the next attempt{data}"
+        return f"the image is not complete; a device with two slots goes on booting what it ran before{data}"
     if stage in PROVING:
         return "the image is written, but not proven; the device goes back by itself unless it is confirmed in time"
     return "nothing was written"

@@ -13,7 +13,8 @@ Rules (tests name them; docs/decisions/0013 says why):
  4. In a new table the image goes into an OTA slot that the present OTA data does not select and whose written bytes lie
     outside of the running application's partition; otherwise that needs `in_place` (NoUpdateSlot).
  5. Under a new table the bootloader must be able to go back to the running application: the present OTA data selects
-    its very offset, in a partition no smaller. Otherwise that needs `without_rollback` (NoRollback), or `in_place`.
+    its very offset, in a partition no smaller. Otherwise that needs `without_rollback` (NoRollback). Where rule 4 lets the
+    running application be overwritten, there is no way back to keep open.
  6. Wiped are the partitions, of the old table and the new, that data_partitions names. Spared are: everything up to the
     end of the table, partitions of the new table that are not wiped, the image's bytes, the running application's.
  7. An image for a data partition begins where one does and fits into it; it goes only into one that may be wiped.
@@ -166,14 +167,15 @@ def plan(place: Layout, otadata_bytes: bytes, running_subtype: int | None, conte
     Raises:
         FlashJobError: NoUpdateSlot, NoRollback, PartitionMismatch, ImageTooLarge.
     """
-    running: Partition | None
-    if place.written is None:
-        running = None  # no partition of one table overlaps another
+    running: Partition | None = None
+    if place.written is None:  # no partition of one table overlaps another
         target = slots.choose(place.new, otadata_bytes, running_subtype, content.in_place)
     else:
         running = slots.running(place.old, otadata_bytes, running_subtype) if place.old is not None else None
         target = _slot(place.new, otadata_bytes, running, content)
-        _check_way_back(place, otadata_bytes, running, content)
+        over = running is not None and _overlap(target.written(content.image_size), running)
+        if running is not None and not over and not content.without_rollback:
+            _check_way_back(place.new, otadata_bytes, running)
     data = tuple(_data(place.new, content))
     for row, image in data:
         if running is not None and not content.in_place and _overlap((row.offset, len(image)), running):
@@ -203,11 +205,9 @@ def _slot(table: PartitionTable, otadata_bytes: bytes, running: Partition | None
     return (fitting or free or plans)[0]
 
 
-def _check_way_back(place: Layout, otadata_bytes: bytes, running: Partition | None, content: Content) -> None:
+def _check_way_back(table: PartitionTable, otadata_bytes: bytes, running: Partition) -> None:
     """Rule 5."""
-    if running is None or content.without_rollback or content.in_place:
-        return
-    again = slots.booting(place.new, otadata_bytes)
+    again = slots.booting(table, otadata_bytes)
     if again is None or again.offset != running.offset or again.size < running.size:
         message = f"under the new partition table the bootloader could not go back to what runs, at {running.offset:#x}"
         step = "build a table that leaves the running slot in place, or set safety.allowWithoutRollback"

@@ -185,18 +185,17 @@ class Matrix:
         self, device: VirtualDevice, cut: Cut, judge: BenchJudge | None
     ) -> tuple[DeviceResult, BenchJudge]:
         release, firmware = await self._release(cut.image_bytes)
-        in_place = cut.layout == "serial, in place"
         task = assignment(
             device,
             release.target,
             attempt=1 if judge is None else judge.case.attempt,
             timeouts=self._patience,
-            safety=Safety(allow_in_place=in_place),
+            safety=Safety(allow_in_place=cut.layout == "serial, in place"),
         )
         judge = judge or BenchJudge(device, task)
         transport: Transport
         if device.port is not None:
-            transport = SerialTransport(device.port.place, self._bench.work, in_place=in_place)
+            transport = SerialTransport(device.port.place, self._bench.work)
         else:
             transport = NetworkTransport(task.address or "")
         return await Attempt(task, firmware, transport, judge).run(), judge

@@ -54,7 +54,6 @@ class SerialTransport:
         port: device node, a link to it, or a pyserial URL (`socket://`, `rfc2217://`).
         work_dir: an existing directory for the image while it is written.
         settings: how the line is driven while esptool has it.
-        in_place: permit to overwrite the application that runs where there is no other slot.
     """
 
     kind: Literal["serial", "network"] = "serial"
@@ -64,10 +63,8 @@ class SerialTransport:
         port: str,
         work_dir: Path,
         settings: SerialSettings = USUAL,
-        *,
-        in_place: bool = False,
     ) -> None:
-        self._port, self._work_dir, self._settings, self._in_place = port, work_dir, settings, in_place
+        self._port, self._work_dir, self._settings = port, work_dir, settings
         self._tool: Esptool | None = None
         self._device: SerialDevice | None = None
         self._plan: writing.WritePlan | None = None
@@ -180,7 +177,7 @@ class SerialTransport:
         self._tool = await tool.__aenter__()
         chip, _ = await tool.probe()
         try:
-            return await self._facts(tool, chip, partition_table_offset, content or Content(in_place=self._in_place))
+            return await self._facts(tool, chip, partition_table_offset, content or Content())
         except FlashJobError:
             with contextlib.suppress(FlashJobError):
                 await self.abandon()

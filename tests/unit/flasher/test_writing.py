@@ -196,6 +196,7 @@ def test_rule_5_the_way_back_stays_open() -> None:
     smaller = changed(ota_0={"size": 0x70000})
     assert refusal(OLD, content(table=raw(smaller))) == "NoRollback"
     assert planned(OLD, content(table=raw(smaller), without_rollback=True)).target.slot.name == "ota_1"
+    assert refusal(OLD, content(table=raw(smaller), in_place=True)) == "NoRollback", "that is another permission"
     assert refusal(OLD, content(table=raw(BIGGER)), record(1)) == "NoRollback", "what runs stands elsewhere then"
     three = rows(
         *[(row.name, row.type, row.subtype, row.offset, row.size) for row in OLD.partitions],
