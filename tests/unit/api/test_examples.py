@@ -9,16 +9,17 @@ import yaml
 
 from flashjob.api.attestationpolicy import AttestationPolicy
 from flashjob.api.crds import structural_schema
+from flashjob.api.device import Device
 from flashjob.api.flashjob import FlashJob
 from flashjob.cluster.structural import completed, problems
 
 ROOT = Path(__file__).parents[3] / "examples"
-MODELS: dict[str, type[Any]] = {"FlashJob": FlashJob, "AttestationPolicy": AttestationPolicy}
-FILES = sorted([*(ROOT / "flashjobs").glob("*.yaml"), *(ROOT / "policies").glob("*.yaml")])
+MODELS: dict[str, type[Any]] = {"FlashJob": FlashJob, "AttestationPolicy": AttestationPolicy, "Device": Device}
+FILES = sorted(path for kind in ("flashjobs", "policies", "devices") for path in (ROOT / kind).glob("*.yaml"))
 
 
 def test_there_are_examples() -> None:
-    assert len(FILES) >= 6
+    assert len(FILES) >= 7
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
