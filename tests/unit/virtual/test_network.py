@@ -234,6 +234,32 @@ async def test_rule_5_there_is_no_room_beside_seven_that_are_busy(online: Online
     assert all(isinstance(one, EOFError) for one in await asyncio.gather(*asking, return_exceptions=True))
 
 
+async def test_over_tls_one_handshake_serves_a_boot(online: Online, monkeypatch: pytest.MonkeyPatch) -> None:
+    handshakes = 0
+    made = network._Sockets.connection_made
+
+    def counted(*arguments: Any) -> None:
+        nonlocal handshakes
+        handshakes += 1
+        made(*arguments)
+
+    monkeypatch.setattr(network._Sockets, "connection_made", counted)
+    online.server = DeviceServer(online.rebooted.set, tls=True)
+    await online.up()
+    client = online.client = HttpDevice(online.server.host, online.server.port, tls=True)
+    await client.info()
+    await client.attest(NONCE)
+    await client.nonce(Verb.INSTALL)
+    assert handshakes == 1, "the connection that was attested goes on"
+    await online.server.stop()
+    online.bench.reset()
+    await online.server.start(online.bench.application, port=client.port)
+    with pytest.raises(DeviceError, match="it has restarted"):
+        await client.info()
+    await client.rebooted()
+    assert (await client.info()).version == "1.0"
+
+
 async def test_a_lost_confirm_hangs_up(online: Online) -> None:
     bench = online.bench
     bench.behaviour = LosesConfirm()
