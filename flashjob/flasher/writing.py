@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a serial update writes, where and in which order. Pure: the transport reads the chip and carries the plan out.
 
-Rules (tests name them; docs/decisions/0013 says why):
+Rules (tests name them; docs/decisions/0014 says why):
 
  1. A table that is not to be written, or is there already, is the layout. One that cannot be read is PartitionMismatch;
     but where no application answers and the job permits a table, the artifact's takes its place: that is a blank board,

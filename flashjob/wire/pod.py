@@ -95,7 +95,7 @@ class Timeouts(WireModel):
 
 
 class Data(StrEnum):
-    """What becomes of the device's data partitions (docs/decisions/0013)."""
+    """What becomes of the device's data partitions (docs/decisions/0014)."""
 
     KEEP = "Keep"
     """Every one stays byte for byte."""
