@@ -91,7 +91,9 @@ def court(report: Report, times: int) -> None:
     report.bar("false successes", total.false_successes, "==", 0)
     report.bar("honest devices proven, per cent", 100 * total.proven / total.honest, "==", 100)
     report.bar("endings that are not their kind's own", len(total.strays), "==", 0)
-    report.bar("trials adjourned and held anew", total.adjourned, "==", 0, wall_clock=True)
+    if total.adjourned:
+        report.figure("adjourned", dict(total.adjourned))
+    report.bar("trials adjourned and held anew", total.adjourned.total(), "==", 0, wall_clock=True)
 
 
 def _children_cpu() -> float:

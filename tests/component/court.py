@@ -144,8 +144,8 @@ class Tally:
     """What came out."""
 
     trials: int = 0
-    adjourned: int = 0
-    """Trials that did not count and were held anew: see `TIME_ALONE`. None on an idle machine."""
+    adjourned: Counter[str] = field(default_factory=Counter)
+    """Trials that did not count and were held anew, by case and reason: see `TIME_ALONE`. None on an idle machine."""
     false_successes: int = 0
     honest: int = 0
     proven: int = 0
@@ -154,7 +154,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Put another tally's numbers to these."""
         self.trials += other.trials
-        self.adjourned += other.adjourned
+        self.adjourned.update(other.adjourned)
         self.false_successes += other.false_successes
         self.honest += other.honest
         self.proven += other.proven
@@ -205,7 +205,6 @@ class Court:
                 for hearing in range(1, HEARINGS + 1):
                     if await self._try(case, serial, last=hearing == HEARINGS):
                         return
-                    self.tally.adjourned += 1
 
         await asyncio.gather(*(one(case) for _ in range(times) for case in cases if case.serial or not serial))
         return self.tally
@@ -246,6 +245,7 @@ class Court:
             await device.stop()
         false_success = proven and not true and reason != "NotListed"
         if not last and not false_success and reason != case.reason and reason in TIME_ALONE:
+            self.tally.adjourned[f"{case.name}: {reason}"] += 1
             return False
         self._count(case, reason, false_success)
         return True
@@ -302,8 +302,8 @@ def hold(seed: int, times: int) -> Tally:
     def told(tally: Tally) -> None:
         if tally.trials % TOLD_EVERY == 0:
             done = f"court {seed}: {tally.trials} of {times * len(CASES)} trials"
-            found = f"{tally.false_successes} false successes, {len(tally.strays)} strays, {tally.adjourned} adjourned"
-            sys.stderr.write(f"{done}, {found}\n")
+            found = f"{tally.false_successes} false successes, {len(tally.strays)} strays"
+            sys.stderr.write(f"{done}, {found}, {tally.adjourned.total()} adjourned\n")
 
     with tempfile.TemporaryDirectory(prefix="flashjob-court-") as folder:
         return asyncio.run(Court(Path(folder), seed, told=told).hear(CASES, times))
