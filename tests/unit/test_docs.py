@@ -129,7 +129,7 @@ def test_roots_of_trust_are_all_explained() -> None:
 def test_gateway_paths_are_those_of_the_module() -> None:
     declared = re.findall(r"^    (GET|POST) +(/v1/\S+)", gateway.__doc__ or "", re.MULTILINE)
     page = text("docs/gateway-api.md")
-    assert len(declared) == 8
+    assert len(declared) == 9
     for method, path in declared:
         assert f"`{method} {path}`" in page
     assert f"{MAX_BODY_BYTES // 1024} KiB" in page
