@@ -219,22 +219,21 @@ async def flash_all(
     """
     with _supply(wishes[0]) as artifact, bars(console) as shown:
         width = max(len(wish.place) for wish in wishes) if len(wishes) > 1 else 0
-        free = asyncio.Semaphore(at_once)
-        seats = [
-            Seat(wish, artifact, _say(console), Line(shown, escape(f"{wish.place:<{width}} ") if width else "").show)
-            for wish in wishes
-        ]
+        free, say = asyncio.Semaphore(at_once), _say(console)
 
-        async def one(wish: Wish, seat: Seat) -> End:
+        async def one(wish: Wish) -> End:
+            line = Line(shown, escape(f"{wish.place:<{width}} ") if width else "")
+            seat = Seat(wish, artifact, say, line.show)
             try:
                 async with free:
                     end = await _end(wish, seat)
             except asyncio.CancelledError:
                 end = seat.stopped
+            line.leave()
             ended(end)
             return end
 
-        works = [asyncio.create_task(one(wish, seat)) for wish, seat in zip(wishes, seats, strict=True)]
+        works = [asyncio.create_task(one(wish)) for wish in wishes]
         stopped = False
         try:
             await asyncio.wait(works)
@@ -363,6 +362,11 @@ class Line:
             self._shown.update(self._current[1], description=f"{self._name}{stage}")
         if total:
             self._shown.update(self._current[1], completed=done, total=total)
+
+    def leave(self) -> None:
+        """The device's end is said elsewhere: the line of one of several is not shown any more."""
+        if self._current is not None and self._name:
+            self._shown.update(self._current[1], visible=False)
 
     def _finish(self) -> None:
         """The stage is over."""

@@ -89,12 +89,15 @@ def test_each_has_its_end_and_the_worst_is_the_exit_code(bench: Bench) -> None:
 
 def test_people_read_a_block_for_each_and_how_many_are_proven(bench: Bench) -> None:
     layout = bench.push("2.1.0", 3)
-    done = bench.run("flash", layout, "--trust", bench.trust, bench.place(SERIAL), bench.place(STRANGER))
+    places = (bench.place(SERIAL), bench.place(STRANGER), bench.place(NETWORK), bench.place(OTHER))
+    bench.fleet.ask("behave", OTHER.name, behaviour="Honest")
+    done = bench.run("flash", layout, "--trust", bench.trust, *places)
     assert done.returncode == 3
     lines = done.stdout.splitlines()
+    assert sum("for esp32s3" in line for line in lines) == 1, "what is verified for both is said once"
     assert bench.place(SERIAL) in lines
     assert lines[lines.index(bench.place(SERIAL)) + 1].startswith("Proven: ")
-    assert lines[-1] == "1 of 2 devices proven"
+    assert lines[-1] == "3 of 4 devices proven"
     assert done.stderr.splitlines()[0] == bench.place(STRANGER)
     assert done.stderr.splitlines()[1].startswith("DeviceNotEnrolled: ")
 
