@@ -159,7 +159,7 @@ class Matrix:
         if not first.ok:
             judge.next_attempt()
             last, judge = await self._attempt(device, cut, judge)
-        running = await _settled(device)
+        running = await _settled(device) if last.ok else "what it was left with"
         await device.stop()
         tally = Tally(cuts=1, booted=Counter([booted]))
         tally.proven = int(last.ok and judge.outcome in (Outcome.PROVEN, Outcome.ALREADY_RUNNING) and running == "new")
