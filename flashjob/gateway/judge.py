@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The judge: permit, evidence, confirm, revert. Pure: no HTTP, no cluster, no clock, no randomness of its own.
 
-The permit's own rules are carried out in permit.py, the revert's in revert.py; what both rest on is in appraisal.py and ruling.py.
+The permit's own rules are carried out in permit.py, the revert's in revert.py; what all rest on is in appraisal.py and
+ruling.py.
 
 It holds no state. What must be remembered is in the task's report; each ruling says what to add to it, and the caller
 writes that with a resourceVersion precondition *before* it answers, and asks again when somebody else wrote first. That
@@ -34,8 +35,8 @@ Rules (tests name them):
 15. Evidence after the write that holds in every other rule and shows the very installation (measurement and boot id)
     that the device proved before a write of this task convicts nobody: its first boot of the image failed, and its
     bootloader went back. The attempt failed with WentBack, without a verdict, and may be made again. Anything else that
-    is not the target, and a device that proved nothing before, stays a verdict (rule 13).
-    See docs/decisions/0013.
+    is not the target, and a device that proved nothing before, stays a verdict (rule 13;
+    docs/decisions/0013).
 16. A revert is granted to the attempt alone whose recorded verdict rejects an installation of this task: by its boot id,
     with a fence no lower than any permit's, and only where the device had proved before the write what it goes back to.
     So never after a success, and never for what somebody else installed. It changes no verdict.
