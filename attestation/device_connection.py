@@ -4,11 +4,11 @@ never speak HTTP need no aiohttp.
 
 Rules (tests name them):
 
-1. At most one connection at a time, kept from request to request where the device allows it, and never used again
-   after `KEPT_SECONDS` of silence: until then no side has forgotten it.
-2. A request that finds its kept connection closed before any byte of an answer is made again once, on a new connection,
-   unless it is an image. `info` changes nothing; a nonce or evidence not received is of no use to anybody; a grant and a
-   succession are repeated byte for byte, and a device answers its last one again without acting again.
+1. At most one connection at a time, kept from request to request where the device allows it, and not used again after
+   `KEPT_SECONDS` of silence: the device, or what stands between, may have forgotten it.
+2. A request that finds its kept connection closed before any byte of an answer is made again once, on a new connection and
+   within the same limit, unless it is an image. `info` changes nothing; a nonce or evidence not received is of no use to
+   anybody; a grant and a succession are repeated byte for byte, and a device answers its last one again without acting.
 3. An image is never sent again by itself: its sender asks first where the device stands.
 4. A device whose kept connections were found closed twice gets a new one for each request.
 5. What a device says unasked ends the connection, and is no answer to what is asked next.
@@ -101,8 +101,9 @@ class Line(aiohttp.TCPConnector):
             except aiohttp.ClientConnectorError:
                 raise
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-                self._deaths += self._kept
-                if not (tries and self._kept) or _answered(error):
+                died = self._kept and not _answered(error)
+                self._deaths += died
+                if not (died and tries):
                     raise Interrupted(str(error) or type(error).__name__) from error
 
 

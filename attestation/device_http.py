@@ -10,6 +10,7 @@ Rules (tests name them):
 4. Over TLS any certificate is taken at first: it is the device's own, made at this boot. Its key must be the one in the
    evidence (`cnf`); from then on only that certificate is spoken to, until `rebooted`. Who checks the evidence thereby
    checks the connection. A key that differs, or none: NotBound.
+5. One connection serves one request after the other; `device_connection` says when a request is made again.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ from flashjob.virtual.tls import boot_identity
 
 SOCKETS: Final = 7
 IDLE_SECONDS: Final = 10.0
-_MOMENT_SECONDS: Final = 0.001
 _LINGER_SECONDS: Final = 0.001
 """How long the end waits for an answer in the making: not at all, but aiohttp takes 0 for as long as it takes."""
 _CHUNK: Final = 16 * 1024
@@ -70,7 +69,7 @@ class _Sockets(web.Server):
         """All are gone, with whatever was being answered."""
         for connection in self.connections:
             connection.force_close()
-        await self.shutdown(_MOMENT_SECONDS)
+        await self.shutdown(_LINGER_SECONDS)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
@@ -139,7 +138,7 @@ class DeviceServer:
         if door is not None:
             server, sockets = door
             server.close()
-            await sockets.shutdown(_LINGER_SECONDS)
+            await sockets.cut()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._application is None:

@@ -84,7 +84,7 @@ class NetworkTransport:
         return await self.reboot(seconds, locate)
 
     async def probe(self, partition_table_offset: int, content: Content | None = None) -> HardwareFacts:
-        """What the device says of its hardware: enough to refuse; the device checks again by itself."""
+        """What the device said of its hardware, when it was asked last: enough to refuse; it checks again by itself."""
         if self._info is None:
             self._info = await _told(self._device.info(), Reason.DEVICE_UNREACHABLE)
         info = self._info

@@ -38,7 +38,6 @@ class Script:
         self.connections = 0
         self.open = 0
         self.all_closed = asyncio.Event()
-        self.played = asyncio.Event()
         self.port = 0
 
     async def serve(self, source: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
@@ -69,7 +68,6 @@ class Script:
                 return False
             out.write(part)
             await out.drain()
-            self.played.set()
         return True
 
     @property
@@ -157,6 +155,16 @@ async def test_rule_2_and_no_more_than_one(script: Script, device: HttpDevice, v
     script.lines = [(answer(),), (None,)]
     await device.nonce(Verb.INSTALL)
     assert await fails(REPEATED[verb](device)) == "ConnectionLost"
+    assert script.used == [1, 1, 2]
+
+
+async def test_rule_2_both_tries_share_one_limit(
+    script: Script, device: HttpDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.lines = [(answer(),), (None,), ()]
+    await device.nonce(Verb.INSTALL)
+    monkeypatch.setattr(dp, "INFO_SECONDS", 0.1)
+    assert await fails(device.nonce(Verb.INSTALL)) == "Timeout"
     assert script.used == [1, 1, 2]
 
 
