@@ -33,6 +33,9 @@ def measure(report: Report) -> None:
             total.add(tally)
     report.bar("next attempt proven, per cent of cuts", 100 * total.proven / total.cuts, "==", 100)
     report.bar("cuts that ended otherwise than they may", len(total.strays), "==", 0)
+    if total.adjourned:
+        report.figure("adjourned", dict(total.adjourned))
+    report.bar("cuts adjourned and made anew", total.adjourned.total(), "==", 0, wall_clock=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ bootloader and the confirmation write there. Rules (tests name them):
    nothing; never something else.
 2. The next attempt is PROVEN, and the new image runs.
 3. A cut counts only if the power really failed.
+4. Where an attempt ended for a reason that a starved machine can cause, the cut is made anew on a new device, and told.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from flashjob.wire.gateway import DeviceResult, Outcome
 from flashjob.wire.pod import Safety, Timeouts
 
 from .bench import Bench, BenchJudge, Release, app, assignment, open_release, push
+from .court import HEARINGS, TIME_ALONE
 
 Layout = Literal["serial, two slots", "serial, in place", "network"]
 During = Literal["program", "erase"]
@@ -59,6 +61,7 @@ SHARE: Final = 24
 """Cuts that a worker makes before it reports."""
 _LAST: Final = 4
 """Sectors at the end of an update: of the image, and the selecting record as written, booted, confirmed."""
+_STARVED: Final = TIME_ALONE | {"PortSilent", "PortVanished", "BeforeAttestationFailed", "WriteTimeout"}
 _NEVER: Final = 1 << 30
 
 
@@ -82,6 +85,8 @@ class Tally:
     proven: int = 0
     strays: list[str] = field(default_factory=list)
     """What broke a rule, as text."""
+    adjourned: Counter[str] = field(default_factory=Counter)
+    """Cuts made anew (rule 4), by reason. None on an idle machine."""
 
     def add(self, other: Tally) -> None:
         """Put another tally's numbers to these."""
@@ -89,6 +94,7 @@ class Tally:
         self.booted.update(other.booted)
         self.proven += other.proven
         self.strays += other.strays
+        self.adjourned.update(other.adjourned)
 
 
 class Outage(PowerCut):
@@ -138,12 +144,18 @@ class Matrix:
 
         async def one(cut: Cut) -> None:
             async with places:
-                total.add(await self._cut(cut))
+                for hearing in range(1, HEARINGS + 1):
+                    tally, reason = await self._cut(cut)
+                    if not tally.strays or reason not in _STARVED or hearing == HEARINGS:
+                        break
+                    total.adjourned[reason] += 1
+                total.add(tally)
 
         await asyncio.gather(*map(one, cuts))
         return total
 
-    async def _cut(self, cut: Cut) -> Tally:
+    async def _cut(self, cut: Cut) -> tuple[Tally, str]:
+        """What came of it; the reason of the attempt that failed though nothing was wrong, "" if an image was."""
         device = await self._device(cut)
         fault = Outage(device, cut.sector, cut.during)
         device.faults.append(fault)
@@ -167,7 +179,9 @@ class Matrix:
         allowed = ("old", "new", "none") if cut.layout == "serial, in place" else ("old", "new")
         if booted not in allowed or not tally.proven:
             tally.strays.append(f"{told}; {device.boot_failure}" if device.boot_failure else told)
-        return tally
+        if booted == "uncut":
+            return tally, first.reason
+        return tally, last.reason if booted in allowed else ""
 
     async def _device(self, cut: Cut) -> VirtualDevice:
         self._number += 1
