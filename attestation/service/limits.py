@@ -35,7 +35,8 @@ class Lane:
 
     Verdicts are short, and waking the event loop costs a fifth of one. So a thread hands over what it finished when
     nothing waits for it, or after `_BATCH` calls: an idle service answers at once, a busy one in small batches. Of a
-    general executor each call would wake the loop.
+    general executor each call would wake the loop. Verdicts in the event loop itself cost as much CPU, and there a slow
+    disk would hold up everybody, probes included.
 
     Args:
         name: for messages and thread names.
