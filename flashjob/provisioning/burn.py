@@ -46,6 +46,7 @@ async def burn(
     batch: str,
     folder: Path,
     said: Callable[[str], None],
+    reset: str = "auto",
 ) -> Born:
     """Burn a secret and its protections for SignedBoot into the chip on `port`.
 
@@ -56,6 +57,7 @@ async def burn(
         batch: that the device belongs to.
         folder: an existing directory for the secret while it is burnt; of this user alone.
         said: called with each step before it is taken.
+        reset: the way into the loader, of those in `plan.RESETS`.
 
     Raises:
         FlashJobError: WrongDevice, or WriteFailed with what was burnt before.
@@ -67,13 +69,15 @@ async def burn(
     file.write_bytes(efuse_key)
     try:
         steps = plan(chip, seen, RootOfTrust.SIGNED_BOOT, secret=str(file), digest=str(digest))
-        await carry_out(chip, port, [step for step in steps if step.arguments and not step.done], said)
+        await carry_out(chip, port, [step for step in steps if step.arguments and not step.done], said, reset=reset)
     finally:
         file.unlink()
     return born(uds(efuse_key), batch, alg=Alg.ES256, hwmodel=chip.target)
 
 
-async def carry_out(chip: Chip, port: str, steps: list[Step], said: Callable[[str], None], *target: str) -> None:
+async def carry_out(
+    chip: Chip, port: str, steps: list[Step], said: Callable[[str], None], *target: str, reset: str = "auto"
+) -> None:
     """Rule 2.
 
     Args:
@@ -81,6 +85,7 @@ async def carry_out(chip: Chip, port: str, steps: list[Step], said: Callable[[st
         steps: in their order.
         said: called with each step before it is taken.
         target: options that take the place of the port, as espefuse's virtual eFuses.
+        reset: the way into the loader, of those in `plan.RESETS`.
     """
     program = shutil.which("espefuse", path=str(Path(sys.executable).parent)) or shutil.which("espefuse")
     if program is None:
@@ -88,7 +93,7 @@ async def carry_out(chip: Chip, port: str, steps: list[Step], said: Callable[[st
     done: list[str] = []
     for step in steps:
         said(step.what)
-        words = list(command(chip, port, step)[1:])
+        words = list(command(chip, port, step, reset)[1:])
         if target:
             at = words.index("--port")
             words[at : at + 2] = target

@@ -27,6 +27,8 @@ from flashjob.errors import FlashJobError
 from flashjob.wire.esptool_lines import ChipEvent
 from flashjob.wire.reasons import Reason
 
+RESETS: Final = {"auto": None, "usb-jtag": "usb-reset", "none": "no-reset"}
+"""Ways into the loader that espefuse has an option for; None: the one it takes without."""
 SECRET_BLOCK: Final = "BLOCK_KEY4"
 DIGEST_BLOCK: Final = "BLOCK_KEY0"
 _JTAG: Final = {"esp32s2": ("HARD_DIS_JTAG",)}
@@ -94,6 +96,13 @@ def _signed_boot(chip: Chip, seen: ChipEvent, secret: str, digest: str) -> Itera
     )
 
 
-def command(chip: Chip, port: str, step: Step) -> tuple[str, ...]:
-    """The words of the command line of one step."""
-    return ("espefuse", "--chip", chip.target, "--port", port, *step.arguments)
+def command(chip: Chip, port: str, step: Step, reset: str = "auto") -> tuple[str, ...]:
+    """The words of the command line of one step.
+
+    Args:
+        chip, port, step: what is done to whom.
+        reset: the way into the loader, of those in `RESETS`.
+    """
+    before = RESETS[reset]
+    way = ("--before", before) if before else ()
+    return ("espefuse", "--chip", chip.target, "--port", port, *way, *step.arguments)

@@ -23,7 +23,7 @@ from flashjob.errors import FlashJobError
 from flashjob.flasher.transports.base import problem
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.provisioning.burn import burn, check_mac
-from flashjob.provisioning.plan import Step, command, plan
+from flashjob.provisioning.plan import RESETS, Step, command, plan
 from flashjob.wire.esptool_lines import ChipEvent
 from flashjob.wire.reasons import Reason
 from flashjob.wire.serial import SerialSettings
@@ -63,13 +63,19 @@ def provision(
     """
     owner = {"grantKeys": _keys(grant_key, "--grant-key"), "releaseKeys": _keys(release_key, "--release-key")}
     console = Console()
-    chip, seen = asyncio.run(_look(port, serial_settings(baud, reset, stub)))
+    settings = serial_settings(baud, reset, stub)
+    if virtual is None and settings.reset not in RESETS:
+        raise typer.BadParameter(
+            f"--reset: espefuse, which burns, knows {', '.join(RESETS)}; put a sequence into an esptool.cfg beside you, as "
+            "custom_reset_sequence, and leave --reset away"
+        )
+    chip, seen = asyncio.run(_look(port, settings))
     console.print(
         f"[bold]{chip.display}[/] revision {seen.revision}, eFuse MAC {seen.mac or 'not told'}", highlight=False
     )
     digest = str(secure_boot_digest or "SECURE_BOOT.digest")
     steps = () if virtual else plan(chip, seen, root_of_trust, secret="SECRET.bin", digest=digest)
-    _show(console, chip, port, steps, owner, virtual)
+    _show(console, chip, port, steps, owner, virtual, settings.reset)
     if not execute:
         console.print("Nothing was changed. --execute does it, after you typed the eFuse MAC.")
         return
@@ -86,7 +92,7 @@ def provision(
     entry = asyncio.run(
         _virtual(virtual, Path(port).name, owner, batch)
         if virtual is not None
-        else _burn(chip, seen, port, typed, Path(digest), batch, console)
+        else _burn(chip, seen, port, typed, Path(digest), batch, console, settings.reset)
     )
     _append(factory_file, entry, batch)
     ueid = keys.ueid(keys.from_cose(entry.cose_key)).hex()
@@ -109,12 +115,13 @@ def _show(
     steps: tuple[Step, ...],
     owner: dict[str, list[PublicKey]],
     virtual: Path | None,
+    reset: str,
 ) -> None:
     for number, step in enumerate(steps, 1):
         state = "done" if step.done else "to do" if step.arguments else "left"
         console.print(f"{number}. {state:<6} {step.what}", highlight=False)
         if step.arguments and not step.done:
-            console.print(f"          {shlex.join(command(chip, port, step))}", highlight=False, soft_wrap=True)
+            console.print(f"          {shlex.join(command(chip, port, step, reset))}", highlight=False, soft_wrap=True)
     for what, held in owner.items():
         for key in held:
             kind = "grant" if what == "grantKeys" else "release"
@@ -128,12 +135,13 @@ def _show(
 
 
 async def _burn(
-    chip: Chip, seen: ChipEvent, port: str, typed: str, digest: Path, batch: str, console: Console
+    chip: Chip, seen: ChipEvent, port: str, typed: str, digest: Path, batch: str, console: Console, reset: str
 ) -> factory_list.Entry:
     with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
         done = await burn(
             chip, seen, port, typed_mac=typed, digest=digest, batch=batch, folder=Path(folder),
             said=lambda what: console.print(f"burning: {what}", highlight=False),
+            reset=reset,
         )  # fmt: skip
     return done.entry
 

@@ -71,6 +71,8 @@ def test_5_a_step_is_a_command_line() -> None:
     assert command(by_target("esp32c3"), "/dev/ttyX", step) == (
         "espefuse", "--chip", "esp32c3", "--port", "/dev/ttyX", "burn-efuse", "SECURE_BOOT_EN", "1",
     )  # fmt: skip
+    by_usb = command(by_target("esp32c3"), "/dev/ttyX", step, "usb-jtag")
+    assert by_usb[5:] == ("--before", "usb-reset", *step.arguments)
 
 
 @pytest.mark.parametrize("target", ["esp32c3", "esp32s2", "esp32s3"])
@@ -81,7 +83,7 @@ async def test_the_plan_is_burnt_by_espefuse_itself(tmp_path: Path, target: str)
     steps = [step for step in signed_boot(target, secret, digest) if step.arguments]
     said: list[str] = []
     virtual = ("--virt", "--path-efuse-file", str(fuses))
-    await carry_out(by_target(target), "none", steps, said.append, *virtual)
+    await carry_out(by_target(target), "none", steps, said.append, *virtual, reset="usb-jtag")
     assert said == [step.what for step in steps]
     words = ["espefuse", "--chip", target, *virtual, "summary", "--format", "json"]
     done = subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], capture_output=True, check=True)
