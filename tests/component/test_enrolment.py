@@ -19,6 +19,7 @@ from firmware_pipeline.hardware import HardwareFacts
 from flashjob.api.device import Device
 from flashjob.enrolment import Enrolment, device_spec, look
 from flashjob.errors import FlashJobError
+from flashjob.flasher.content import Content
 from flashjob.flasher.transports.base import Transport
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
@@ -148,8 +149,8 @@ class OtherChip(NetworkTransport):
 
     target: str | None = None
 
-    async def probe(self, partition_table_offset: int) -> HardwareFacts:
-        facts = await super().probe(partition_table_offset)
+    async def probe(self, partition_table_offset: int, content: Content | None = None) -> HardwareFacts:
+        facts = await super().probe(partition_table_offset, content)
         return facts.model_copy(update={"target": self.target})
 
 

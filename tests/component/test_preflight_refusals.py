@@ -22,7 +22,7 @@ from firmware_pipeline.hardware import HardwareFacts
 from flashjob.flasher.content import Content, permitted
 from flashjob.flasher.fetch import fetch
 from flashjob.flasher.run import Attempt
-from flashjob.flasher.transports.base import Transport
+from flashjob.flasher.transports.base import Locate, Transport
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.virtual import secure_boot
@@ -182,8 +182,8 @@ class Bent:
     def __init__(self, way: Transport, refusal: Refusal) -> None:
         self._way, self._refusal = way, refusal
 
-    async def info(self, seconds: float) -> Info:
-        info: Info = self._refusal.info(await self._way.info(seconds))
+    async def info(self, seconds: float, locate: Locate | None = None) -> Info:
+        info: Info = self._refusal.info(await self._way.info(seconds, locate))
         return info
 
     async def probe(self, partition_table_offset: int, content: Content | None = None) -> HardwareFacts:
