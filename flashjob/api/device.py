@@ -122,10 +122,14 @@ class DeviceSpec(WireModel):
     policy_ref: Annotated[PolicyRef, Field(description="The policy that judges it.")]
     connection: Annotated[Connection, Field(description="How it is reached.")]
     hardware: Annotated[Hardware | None, Field(description="As read at enrolment.")] = None
-    suspended: Annotated[bool, Field(description="Nothing is written, nothing is believed.")] = False
-    release_from_quarantine: Annotated[Release | None, Field(description="Ends a quarantine that began before it.")] = (
-        None
-    )
+    suspended: Annotated[
+        bool,
+        Field(description="Nothing is written, nothing is believed; ending it takes the verb release-quarantine."),
+    ] = False
+    release_from_quarantine: Annotated[
+        Release | None,
+        Field(description="Ends a quarantine that began before it; takes the verb release-quarantine."),
+    ] = None
 
 
 class FirmwareState(WireModel):

@@ -138,7 +138,9 @@ class Devices(WireModel):
 class Attestation(WireModel):
     """What is demanded of the device beyond its policy."""
 
-    before: Annotated[Before, Field(description="What it must prove before the first byte.")] = Before.IDENTITY
+    before: Annotated[
+        Before, Field(description="What it must prove before the first byte; None takes the verb allow-unsafe.")
+    ] = Before.IDENTITY
 
 
 class Retries(WireModel):
@@ -211,7 +213,9 @@ class FlashJobSpec(WireModel):
     attestation: Annotated[Attestation, Field(description="What devices must prove.")] = Attestation()
     strategy: Annotated[Strategy, Field(description="How the rollout goes.")] = Strategy()
     timeouts: Annotated[Timeouts, Field(description="Upper bounds of the stages.")] = Timeouts()
-    safety: Annotated[Safety, Field(description="What is permitted beyond the safe default.")] = Safety()
+    safety: Annotated[
+        Safety, Field(description="What is permitted beyond the safe default; takes the verb allow-unsafe.")
+    ] = Safety()
     rediscovery: Annotated[
         Literal["Required", "Skip"],
         Field(description="Whether success waits for the device's Instance; Skip: devices without Akri."),
