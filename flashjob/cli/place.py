@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from flashjob.errors import FlashJobError
-from flashjob.flasher.transports.network import split_address
+from flashjob.flasher.transports.network import read_address
 from flashjob.wire.serial import RESET_RULE, SerialSettings
 
 Target = Annotated[
@@ -53,7 +53,7 @@ def place(text: str) -> Place:
     if "/" in address.removeprefix("https://"):
         return Place(text, None)
     try:
-        split_address(address if " " not in address else "")
+        read_address(address)
     except FlashJobError as error:
         message = f"{text!r} is neither a serial port (/dev/ttyUSB0) nor HOST:PORT"
         raise typer.BadParameter(message) from error

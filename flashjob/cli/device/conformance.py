@@ -22,7 +22,7 @@ from flashjob.conformance.line import HttpLine, Line, SerialLine, Silent
 from flashjob.conformance.subject import Materials, Subject
 from flashjob.errors import FlashJobError
 from flashjob.flasher.esptool import Esptool
-from flashjob.flasher.transports.network import split_address
+from flashjob.flasher.transports.network import read_address
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.reasons import Reason
 from flashjob.wire.serial import SerialSettings
@@ -127,8 +127,7 @@ async def _run(subject: Subject, checks: tuple[Check, ...], seen: Callable[[Resu
 def _line(where: Place) -> Line:
     if where.port:
         return SerialLine(where.port)
-    address = where.address or ""
-    return HttpLine(*split_address(address), tls=address.startswith("https://"))
+    return HttpLine(*read_address(where.address or ""))
 
 
 def _reset(where: Place, settings: SerialSettings, command: str | None) -> Callable[[], Awaitable[None]] | None:

@@ -21,6 +21,7 @@ from typing import Literal, TypeVar
 
 from attestation.device_http import HttpDevice
 from attestation.device_protocol import DeviceError, ErrorCode, Flag, Info, Verb
+from attestation.discovery.addresses import Address, parse_address
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp import chips
 from firmware_pipeline.esp.otadata import SlotState
@@ -36,19 +37,18 @@ log = logging.getLogger(__name__)
 _RESUME_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 _STANDSTILLS = 3
-_TLS = "https://"
 _FORGOTTEN = (ErrorCode.STATE, ErrorCode.NONCE)
 _JUST_INSTALLED = (SlotState.NEW, SlotState.PENDING_VERIFY)
 _T = TypeVar("_T")
 
 
 class NetworkTransport:
-    """One device at `address` ("host:port")."""
+    """One device at `address`: "host:port", "https://" before it for TLS. Raises FlashJobError: TransportUnsupported."""
 
     kind: Literal["serial", "network"] = "network"
 
     def __init__(self, address: str) -> None:
-        self._device = _device(address)
+        self._device = _device(read_address(address))
         self._info: Info | None = None
         self._sent = 0
 
@@ -199,9 +199,10 @@ class NetworkTransport:
                     except DeviceError as error:
                         last = error.message
                         address = await locate() if locate is not None else None
-                        if address is not None and split_address(address) != (self._device.host, self._device.port):
+                        found = read_address(address) if address is not None else None
+                        if found is not None and found[:2] != (self._device.host, self._device.port):
                             await self._device.close()
-                            self._device = _device(address, tls=self._device.tls)
+                            self._device = _device(found._replace(tls=found.tls or self._device.tls))
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError as error:
             message = f"{self._device.host}:{self._device.port} within {seconds:g} s: {last}"
@@ -222,18 +223,13 @@ async def _told(answer: Awaitable[_T], silent: Reason) -> _T:
         raise failure(error, silent) from error
 
 
-def _device(address: str, *, tls: bool = False) -> HttpDevice:
-    return HttpDevice(*split_address(address), tls=tls or address.startswith(_TLS))
+def _device(address: Address) -> HttpDevice:
+    return HttpDevice(address.host, address.port, tls=address.tls)
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """("host", port) of "host", "host:port" or "[v6]:port", "https://" before it or not. Raises FlashJobError.
-
-    The default port is 80, over TLS 443.
-    """
-    default = "443" if address.startswith(_TLS) else "80"
-    address = address.removeprefix(_TLS)
-    host, _, port = address.rpartition(":") if ":" in address.rpartition("]")[2] else (address, "", default)
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise problem(Reason.TRANSPORT_UNSUPPORTED, f"{address!r} is not host:port")
-    return host.strip("[]"), int(port)
+def read_address(text: str) -> Address:
+    """Where a device is, by the one reader of addresses. Raises FlashJobError: TransportUnsupported."""
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise problem(Reason.TRANSPORT_UNSUPPORTED, str(error)) from error
