@@ -15,13 +15,12 @@ from flashjob.wire.refusal import Refused
 
 log = logging.getLogger(__name__)
 
-_ASKED = 2
 _T = TypeVar("_T")
 
 
 @contextlib.asynccontextmanager
 async def limit(seconds: float, reason: Reason) -> AsyncIterator[None]:
-    """What is not done after `seconds` fails with `reason`."""
+    """What is not done after `seconds` fails with `reason`. Raises FlashJobError."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -30,12 +29,15 @@ async def limit(seconds: float, reason: Reason) -> AsyncIterator[None]:
 
 
 async def twice(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """Ask; and once more, with fresh evidence, where the judge says that it may do."""
-    for _ in range(_ASKED - 1):
-        try:
-            return await ask()
-        except Refused as refused:
-            if not refused.problem.retryable:
-                raise
-            log.warning("asked again with fresh evidence: %s", refused.message)
+    """Ask; and once more, with fresh evidence, where the judge says that this may do.
+
+    Raises:
+        FlashJobError: what asking ended with, Refused included.
+    """
+    try:
+        return await ask()
+    except Refused as refused:
+        if not refused.problem.retryable:
+            raise
+        log.warning("asked again with fresh evidence: %s", refused.message)
     return await ask()

@@ -72,10 +72,10 @@ def as_installed(case: Case, evidence: bytes, keys: Keys, purpose: Purpose, now:
     )
 
 
-def gone_back(case: Case, evidence: bytes, keys: Keys, purpose: Purpose, now: int) -> verifier.DeviceClaims | None:
-    """Rule 15 of judge.py: the claims of a device that runs what it ran before the write; None of any other."""
+def gone_back(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.DeviceClaims | None:
+    """Rule 15 of judge.py: the claims of a device that after the write runs what it ran before it; None of any other."""
     unknown = case.before is not Before.KNOWN
-    verdict = appraised(evidence, context(case, keys, purpose, now, any_application=unknown), keys).verdict
+    verdict = appraised(evidence, context(case, keys, Purpose.AFTER, now, any_application=unknown), keys).verdict
     if not verdict.accepted:
         return None
     claims = claims_of(verdict)

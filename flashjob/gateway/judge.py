@@ -189,7 +189,7 @@ def _rejected(case: Case, judged: Judged, keys: Keys) -> Refused:
     if verdict.code is Code.NONCE_EXPIRED:
         return Refused(Reason.ATTEST_TIMEOUT, said, retryable=True)
     if reason_of(verdict) in _NOT_INSTALLED:
-        found = gone_back(case, judged.evidence, keys, Purpose.AFTER, judged.context.now)
+        found = gone_back(case, judged.evidence, keys, judged.context.now)
         if found is not None:
             return Refused(
                 Reason.WENT_BACK, f"after the write it runs {found.application} {found.version} again, as before"

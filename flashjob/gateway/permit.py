@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The permit: whether the first byte may be written. Rules 2 to 8 and 14 of judge.py. Pure."""
+"""The permit: whether the first byte may be written. Rules 1 to 8 and 14 of judge.py. Pure."""
 
 import hashlib
 
@@ -28,7 +28,7 @@ from .ruling import Addition, Refused, rejection, require_open
 def permit(
     case: Case, request: PermitRequest, keys: Keys, *, now: int, at: str, random: bytes
 ) -> tuple[PermitReply, Addition]:
-    """Decide whether the first byte may be written (rules 1 to 8).
+    """Decide whether the first byte may be written (rules 1 to 8 and 14).
 
     Args:
         case: the attempt.
