@@ -208,7 +208,7 @@ class ProgressList(WireModel):
 class AddressReply(WireModel):
     """Where the handler last saw the device; None while it is not seen."""
 
-    address: Annotated[str | None, Field(max_length=255)] = None
+    address: Annotated[str | None, Field(max_length=255, description="host:port, https:// before it for TLS.")] = None
 
 
 class HardwareReport(WireModel):

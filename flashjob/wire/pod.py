@@ -161,7 +161,9 @@ class Assignment(WireModel):
     device: DeviceId
     device_name: Annotated[str, Field(max_length=253)] = ""
     transport: TransportKind
-    address: Annotated[str | None, Field(max_length=255, description="host:port of a network device.")] = None
+    address: Annotated[
+        str | None, Field(max_length=255, description="Of a network device: host:port, https:// before it for TLS.")
+    ] = None
     mac: Annotated[
         str | None,
         Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", description="eFuse MAC the serial device must have."),
