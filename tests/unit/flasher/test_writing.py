@@ -55,7 +55,6 @@ def changed(table: PartitionTable = OLD, **changes: dict[str, object] | None) ->
 
 BIGGER = changed(ota_1={"offset": 0x140000, "size": 0xA0000})
 """ota_1 grows into what was free; every data partition stays."""
-REPARTITIONED = changed(ota_1={"size": 0x90000}, keys=None, storage={"offset": 0x120000, "size": 0x10000})
 FACTORY = rows(
     ("nvs", 1, NVS, 0x9000, 0x6000), ("phy_init", 1, PHY, 0xF000, 0x1000), ("factory", 0, 0, 0x10000, 0x100000)
 )  # fmt: skip

@@ -122,10 +122,18 @@ async def test_a_slow_device_loses_its_power_at_once() -> None:
     device = board(Slow(seconds=60))
     await device.start()
     host, port = device.server.address.split(":")
+    heard, slow = asyncio.Event(), device.server._late
+    assert slow is not None
+
+    def late(size: int) -> float:
+        heard.set()
+        return slow(size)
+
+    device.server._late = late
     _, line = await asyncio.open_connection(host, int(port))
     line.write(b"GET /fj/1/info HTTP/1.1\r\nHost: porch\r\n\r\n")
     await line.drain()
-    await asyncio.sleep(0.05)  # the answer is in the making
+    await asyncio.wait_for(heard.wait(), 5)  # the answer is in the making
     device.reset()
     assert await settled(device, 2) == "1.0"
     line.close()
