@@ -16,11 +16,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
 
 from attestation import keys
 from attestation.anchors import DeviceAnchor, DeviceState, Floors
-from attestation.clones import Sighting
+from attestation.clones import LEAST_SEED_BYTES, Sighting
 from attestation.errors import Reject
 from attestation.policy import AttestationPolicySpec, Measurement, RootOfTrust
 from flashjob.api.device import (
@@ -36,9 +35,6 @@ from flashjob.api.flashtask import FlashTask, Phase, Verdict
 from flashjob.cluster.resources import Obj
 from flashjob.wire.target import Measurement as Pinned
 from flashjob.wire.target import Target
-
-SEED_BYTES: Final = 6
-"""Of SHA-256 of a boot seed: all that a status of 2 KB has room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +189,10 @@ def read_boots(history: BootHistory | None) -> tuple[Sighting, ...]:
 
 
 def write_boots(sightings: Sequence[Sighting]) -> BootHistory | None:
-    """The newest of them as Device.status remembers them; None where there are none."""
+    """The newest of them as Device.status remembers them, each by as few bytes as will do; None where there are none."""
     if not sightings:
         return None
-    seen = tuple(f"{one.boot_count}:{one.seed_sha256[:SEED_BYTES].hex()}" for one in sightings[-MOST_BOOTS:])
+    seen = tuple(f"{one.boot_count}:{one.seed_sha256[:LEAST_SEED_BYTES].hex()}" for one in sightings[-MOST_BOOTS:])
     at = datetime.fromtimestamp(max(one.asked_at for one in sightings), UTC)
     return BootHistory(at=at.strftime("%Y-%m-%dT%H:%M:%SZ"), seen=seen)
 

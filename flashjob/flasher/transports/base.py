@@ -21,7 +21,6 @@ Progress = Callable[[int, int], None]
 Locate = Callable[[], Awaitable[str | None]]
 """Asks where the device is now; None: where it was."""
 
-
 SILENT = (Reason.PORT_SILENT, Reason.DEVICE_UNREACHABLE, Reason.TRANSPORT_LOST)
 """Reasons of a device that does not answer. A port that is away is more than silence: without it there is no loader either."""
 
