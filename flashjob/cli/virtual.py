@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from firmware_pipeline.errors import PipelineError
 from flashjob.errors import FlashJobError
@@ -24,7 +25,21 @@ def virtual(
     """
     try:
         asyncio.run(run(FleetSpec.model_validate_json(spec.read_bytes())))
-    except (ValueError, OSError, PipelineError) as error:
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}"
+            for one in error.errors(include_url=False, include_input=False)
+        )
+        raise FlashJobError(
+            "SpecInvalid", f"{spec}: {wrong}", "correct these fields: docs/virtual-devices.md"
+        ) from error
+    except OSError as error:
+        raise FlashJobError(
+            "SpecInvalid",
+            f"{spec}: {error}",
+            "name a file that can be read, and ports that no other program (another `flashjob virtual`?) has",
+        ) from error
+    except (ValueError, PipelineError) as error:
         raise FlashJobError(
             "SpecInvalid", f"{spec}: {error}", "correct the file; the message names the field"
         ) from error

@@ -178,7 +178,7 @@ class Reason(StrEnum):
     PORT_NOT_FOUND = (
         "PortNotFound",
         "no port Instance matches spec.connection.serial.match",
-        "plug the device in; kubectl get instances",
+        "plug the device in, or correct the port; in a cluster: kubectl get instances",
     )
     PORT_AMBIGUOUS = (
         "PortAmbiguous",
@@ -200,7 +200,7 @@ class Reason(StrEnum):
     DEVICE_UNREACHABLE = (
         "DeviceUnreachable",
         "the device does not answer on the network",
-        "check its power and address",
+        "check its power and address; one that speaks TLS begins with https://",
     )
     DEVICE_REFUSED = (
         "DeviceRefused",

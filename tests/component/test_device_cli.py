@@ -146,7 +146,13 @@ def test_provision_of_a_virgin_device(shop: Shop, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [["--execute"], ["--execute", "--root-of-trust", "SelfReported"], ["--grant-key", "none"]]
+    "more",
+    [
+        ["--execute"],
+        ["--execute", "--root-of-trust", "SelfReported"],
+        ["--grant-key", "none"],
+        ["--secure-boot-digest", "none"],
+    ],
 )
 def test_provision_usage_is_2(shop: Shop, more: list[str]) -> None:
     done = provision(shop, SERIAL, *more, typed="\n")

@@ -98,7 +98,7 @@ def conformance(
     try:
         results = asyncio.run(_run(Subject(_line(where), materials), checks, seen))
     except Silent as error:
-        step = "check cable, power and address; the application must run"
+        step = "check cable, power and address (https:// where it speaks TLS); the application must run"
         raise _unreachable(FlashJobError(Reason.DEVICE_UNREACHABLE, f"{where.name}: {error}", step)) from error
     if junit is not None:
         junit.write_bytes(report.to_junit(where.name, results))

@@ -171,6 +171,12 @@ async def _into_cluster(
         await api.create(DEVICES, namespace, body)
         return str(spec["id"])
     except ApiError as error:
+        if error.already_exists:
+            raise FlashJobError(
+                Reason.DEVICE_NOT_ENROLLED,
+                f"there is a Device {namespace}/{name} already; it was left as it is",
+                f"change it: kubectl edit device {name} -n {namespace}; or enroll under another name",
+            ) from error
         raise FlashJobError(
             Reason.DEVICE_NOT_ENROLLED, f"Device {namespace}/{name}: {error}", "see the message"
         ) from error

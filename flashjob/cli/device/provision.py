@@ -61,6 +61,8 @@ def provision(
     Without --execute nothing is changed: no key is drawn, nothing is burnt or written. The chip is reset into its
     loader and back.
     """
+    if secure_boot_digest is not None and not secure_boot_digest.is_file():
+        raise typer.BadParameter(f"--secure-boot-digest {secure_boot_digest}: there is no such file")
     owner = {"grantKeys": _keys(grant_key, "--grant-key"), "releaseKeys": _keys(release_key, "--release-key")}
     console = Console()
     settings = serial_settings(baud, reset, stub)
@@ -83,7 +85,7 @@ def provision(
         raise typer.BadParameter(
             "there is nothing to burn for SelfReported: flash firmware that holds a secret instead"
         )
-    if virtual is None and (secure_boot_digest is None or not secure_boot_digest.is_file()):
+    if virtual is None and secure_boot_digest is None:
         raise typer.BadParameter("--execute needs --secure-boot-digest FILE")
     if virtual is not None and not owner["grantKeys"]:
         raise typer.BadParameter("--execute on a virtual device needs --grant-key and --release-key")

@@ -44,6 +44,23 @@ def test_a_wrong_spec_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert said in error
 
 
+def test_a_wrong_spec_names_the_fields_and_nothing_of_the_parser(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "spec").write_text('{"directory": "d", "devices": [{"name": "x", "chpi": "esp32"}]}')
+    assert run("flashjob", ["virtual", str(tmp_path / "spec")]) == 1
+    error = capsys.readouterr().err
+    assert "devices.0.chpi: " in error
+    assert "pydantic" not in error
+
+
+def test_a_spec_that_is_not_there_is_not_called_wrong_in_a_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("flashjob", ["virtual", str(tmp_path / "none")]) == 1
+    assert "Next: name a file that can be read" in capsys.readouterr().err
+
+
 def test_sandbox_rule_2_instructions_can_be_pasted(tmp_path: Path) -> None:
     odd = tmp_path / "a b"
     text = instructions(
