@@ -125,7 +125,8 @@ def check_bootloader(data: bytes, facts: HardwareFacts, table_offset: int) -> No
         trusted = facts.secure_boot_key_digests
         if not keys or (trusted is not None and not keys & set(trusted)):
             said = "signed by no key that its eFuses hold" if keys else "not signed"
-            message = f"the device enforces secure boot, and the bootloader is {said}: it would never start again"
+            enforces = "enforces secure boot" if facts.secure_boot else "may enforce secure boot (it does not say)"
+            message = f"the device {enforces}, and the bootloader is {said}: it would never start again"
             raise problem(Reason.SECURE_BOOT_MISMATCH, message)
 
 

@@ -8,7 +8,7 @@ from attestation.eat import SlotState
 from attestation.errors import Code
 from attestation.policy import Measurement
 from flashjob.wire.gateway import Outcome, Purpose
-from flashjob.wire.pod import Before
+from flashjob.wire.pod import Before, Data
 from flashjob.wire.reasons import Reason
 
 from .case import Case, Installation, Keys
@@ -87,12 +87,15 @@ def issued_at(case: Case, answered: bytes) -> int:
     return int.from_bytes(answered[_NONCE_EXPIRY], "big") - case.subject.policy.nonce_ttl_seconds
 
 
-def success(judged: Judged, outcome: Outcome, reason: Reason) -> Finding:
-    """Rule 12 of judge.py: the finding, unless the root of trust is too low."""
+def success(case: Case, judged: Judged, outcome: Outcome, reason: Reason) -> Finding:
+    """Rule 12 of judge.py: the finding, unless the root of trust is too low. A wipe that was asked for stays unproven."""
+    beyond: tuple[str, ...] = ()
+    if case.safety.data is Data.WIPE:
+        beyond = ("that its data was wiped" if case.permits else "a wipe of its data: nothing was written",)
     if judged.verdict.proven_at_tier:
-        return Finding(outcome, reason, reason.meaning, judged)
+        return Finding(outcome, reason, reason.meaning, judged, beyond)
     missing = "; ".join(judged.verdict.unproven)
-    return Finding(Outcome.BELOW_POLICY, Reason.ROOT_OF_TRUST_TOO_LOW, f"not proven: {missing}", judged)
+    return Finding(Outcome.BELOW_POLICY, Reason.ROOT_OF_TRUST_TOO_LOW, f"not proven: {missing}", judged, beyond)
 
 
 def reason_of(verdict: verifier.Verdict) -> Reason:

@@ -170,7 +170,7 @@ def confirm(case: Case, request: ConfirmRequest, keys: Keys, *, now: int) -> tup
     marks = (answered[_NONCE_RANDOM].hex(), nonce_mark(answered))
     if case.used_nonces.intersection(marks):
         raise Refused(Reason.EVIDENCE_REPLAYED, "the confirming evidence was used before")
-    finding = success(judged, Outcome.PROVEN, Reason.PROVEN)
+    finding = success(case, judged, Outcome.PROVEN, Reason.PROVEN)
     reply = VerdictReply(outcome=finding.outcome, reason=str(finding.reason), message=finding.message)
     return reply, Addition(used_nonces=marks, finding=finding)
 

@@ -64,7 +64,7 @@ def permit(
         else:
             running = as_target(case, request.evidence, keys, now)
             if running.verdict.accepted:
-                finding = success(running, Outcome.ALREADY_RUNNING, Reason.ALREADY_RUNNING)
+                finding = success(case, running, Outcome.ALREADY_RUNNING, Reason.ALREADY_RUNNING)
                 return PermitReply(decision=PermitDecision.ALREADY_RUNNING), Addition(None, marks, finding)
     _release(case, request.release)
     _versions(case, seen)

@@ -102,7 +102,7 @@ def as_verdict(finding: Finding, *, attempt: int, at: str) -> Verdict:
         secure_version=claims.secure_version if claims else None,
         boot_id=claims.boot_id.hex() if claims else None,
         root_of_trust=str(judged.tier) if judged and judged.tier else "",
-        unproven=tuple(item[:256] for item in judged.unproven[:16]) if judged else (),
+        unproven=tuple(item[:256] for item in finding.unproven[:16]),
         policy_hash=judged.policy_hash.hex() if judged and judged.policy_hash else None,
         evidence_hash=judged.evidence_sha256.hex() if judged else None,
         boot_count=claims.boot_count if claims else None,

@@ -29,6 +29,13 @@ class Finding:
     reason: Reason
     message: str
     judged: Judged | None = None
+    beyond: tuple[str, ...] = ()
+    """What was asked of the attempt and no evidence speaks of."""
+
+    @property
+    def unproven(self) -> tuple[str, ...]:
+        """What this finding leaves open."""
+        return (*(self.judged.verdict.unproven if self.judged else ()), *self.beyond)
 
     @property
     def verdict(self) -> verifier.Verdict | None:

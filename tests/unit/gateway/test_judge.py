@@ -23,7 +23,7 @@ from flashjob.virtual.adversaries import (
 )
 from flashjob.virtual.profile import make_identity
 from flashjob.wire.gateway import Outcome, PermitDecision, Purpose
-from flashjob.wire.pod import Before, Safety, TransportKind
+from flashjob.wire.pod import Before, Data, Safety, TransportKind
 from flashjob.wire.reasons import Reason
 from tests.unit.gateway.court import Court, both, target_of
 from tests.unit.virtual.workbench import Bench, image
@@ -390,6 +390,18 @@ async def test_12_running_already_at_a_weak_root_is_below_policy_too() -> None:
     await court.permit()
     assert court.verdict is not None
     assert court.verdict.outcome is Outcome.BELOW_POLICY
+
+
+async def test_12_a_wipe_stays_unproven_and_where_nothing_is_written_that_is_said() -> None:
+    bench = Bench()
+    written = Court(bench, NEW, safety=Safety(data=Data.WIPE))
+    assert (await written.whole_update()).outcome is Outcome.PROVEN
+    skipped = Court(bench, NEW, safety=Safety(data=Data.WIPE))
+    assert (await skipped.permit()).decision is PermitDecision.ALREADY_RUNNING
+    assert written.verdict is not None
+    assert skipped.verdict is not None
+    assert written.verdict.unproven == ("that its data was wiped",)
+    assert skipped.verdict.unproven == ("a wipe of its data: nothing was written",)
 
 
 async def test_13_a_reset_before_the_confirm_leaves_no_verdict() -> None:
