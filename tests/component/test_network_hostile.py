@@ -127,7 +127,9 @@ class Relay:
             await source.readexactly(_length(head))
             await reply(dp.encode_info(self.lies(self.device.application.info())))(out)
             return False
-        host, port = self.device.server.address.split(":")
+        host, _, port = self.device.server.address.partition(":")
+        if not port:
+            return False  # it resets: nobody is at the other end
         answers, there = await asyncio.open_connection(host, int(port))
         there.write(head)
         sending = asyncio.create_task(_pass_on(source, there, _length(head)))
