@@ -30,7 +30,7 @@ class SingleUse(Protocol):
 
 
 class InMemorySingleUse:
-    """For one process: a lock and a dictionary, which holds no more than the nonces that could still be good.
+    """For one process: a lock and a set, which holds no more than the nonces that could still be good.
 
     Args:
         capacity: most nonces remembered at once; beyond it everything is refused rather than anything forgotten.
@@ -38,19 +38,27 @@ class InMemorySingleUse:
 
     def __init__(self, capacity: int = 1_000_000) -> None:
         self._capacity = capacity
-        self._until: dict[bytes, int] = {}
+        self._used: set[bytes] = set()
+        self._due: dict[int, list[bytes]] = {}
+        """The same by the second in which they may be forgotten."""
+        self._swept = 0
         self._lock = threading.Lock()
-        self._next_sweep = 0
 
     def consume(self, nonce: bytes, *, until: int, now: int) -> None:
         """See ``SingleUse.consume``."""
         name = hashlib.sha256(nonce).digest()[:16]
         with self._lock:
-            if now >= self._next_sweep or len(self._until) >= self._capacity:
-                self._until = {key: expiry for key, expiry in self._until.items() if expiry > now}
-                self._next_sweep = now + 30
-            if name in self._until:
+            if now > self._swept:
+                self._forget(now)
+            if name in self._used:
                 raise Reject(Code.REPLAY, "the nonce was used before: ask for a new one")
-            if len(self._until) >= self._capacity:
+            if len(self._used) >= self._capacity:
                 raise Reject(Code.STORE_UNAVAILABLE, "too many nonces are in use: try again later")
-            self._until[name] = until
+            self._used.add(name)
+            self._due.setdefault(until, []).append(name)
+
+    def _forget(self, now: int) -> None:
+        """Once a second: what is kept longer than it must be makes the heap of a busy service grow and shrink."""
+        self._swept = now
+        for second in [second for second in self._due if second <= now]:
+            self._used.difference_update(self._due.pop(second))

@@ -298,7 +298,7 @@ def test_flash_writes_what_else_it_is_given_leave_for(shop: Shop, tmp_path: Path
     api.push(plans, f"oci:{layout}:2.7.0", signer=signer, release=release)
     code, said = shop.flash(layout, SERIAL, "--allow-bootloader", "--allow-partition-table", "--data", "Wipe")
     assert (code, said["verdict"]["outcome"]) == (0, "Proven"), said
-    assert said["verdict"]["unproven"] == ["data image storage"]
+    assert said["verdict"]["unproven"] == ["data image storage", "that its data was wiped"]
     assert shop.enroll(NETWORK).returncode == 0
     code, said = shop.flash(shop.push("2.7.1", 8), NETWORK, "--data", "Wipe")
     assert (code, said["result"]["reason"], said["result"]["bytesWritten"]) == (3, "WipeNeedsSerial", 0)
