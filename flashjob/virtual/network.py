@@ -78,6 +78,8 @@ class _Sockets(web.Server):
         self._busy[connection] = True
         try:
             return await self._answer(request)
+        except ConnectionError:  # whoever asked is gone
+            return _hang_up(request)
         finally:
             if connection in self._busy:
                 self._busy[connection] = False
