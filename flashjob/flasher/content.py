@@ -143,6 +143,6 @@ def _check_hardware(info: ImageInfo, facts: HardwareFacts) -> None:
 
 def refuse_wipe(safety: Safety, transport: TransportKind) -> FlashJobError | None:
     """Rule 1, for what a network device was asked to do and cannot."""
-    if safety.data is Data.WIPE and transport is not TransportKind.SERIAL:
+    if safety.wipe_impossible(transport):
         return problem(Reason.WIPE_NEEDS_SERIAL, "the job says data: Wipe, and the device is reached over the network")
     return None

@@ -24,7 +24,7 @@ from firmware_pipeline.compatibility import CheckOptions, check
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.hardware import HardwareFacts
 from flashjob.pipeline_reasons import HARDWARE_REASONS
-from flashjob.wire.pod import Data, TransportKind
+from flashjob.wire.pod import TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
 
@@ -177,7 +177,7 @@ def admit(
     transport = connection.kind(job.spec.transport, device)
     if isinstance(transport, Refusal):
         return transport
-    if transport is not TransportKind.SERIAL and job.spec.safety.data is Data.WIPE:
+    if job.spec.safety.wipe_impossible(transport):
         return refuse(Reason.WIPE_NEEDS_SERIAL, f"Device {device.name} is reached over the network")
     target = _image(device, admission)
     if isinstance(target, Refusal):

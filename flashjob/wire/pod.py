@@ -138,6 +138,10 @@ class Safety(WireModel):
         Field(max_length=16, description="Only devices that run one of these versions; empty: any."),
     ] = ()
 
+    def wipe_impossible(self, transport: TransportKind) -> bool:
+        """Whether a wipe is asked for that this way cannot carry out: the device protocol has no verb for it."""
+        return self.data is Data.WIPE and transport is not TransportKind.SERIAL
+
 
 class AssignmentRef(WireModel):
     """Names one attempt of one task; the pod's annotation is a list of these."""
