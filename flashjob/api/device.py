@@ -93,7 +93,9 @@ class Release(WireModel):
 
     by: Annotated[str, Field(min_length=1, max_length=253, description="Who releases it.")]
     reason: Annotated[str, Field(min_length=1, max_length=512, description="Why.")]
-    at: Annotated[Timestamp, Field(description="When; only a later quarantine holds it again.")]
+    at: Annotated[
+        Timestamp, Field(description="When, in UTC: what began later still holds it; a time to come does nothing yet.")
+    ]
 
 
 class DeviceSpec(WireModel):

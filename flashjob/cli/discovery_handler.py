@@ -79,7 +79,7 @@ async def serve(
         await configurations.reflector.synced.wait()
         log.info("%s: %d devices known", role.handler_name, len(trust.devices))
         reports = DeviceReports(api, trust, configurations, time.time)
-        scanner = Scanner(role, ClusterEnrolment(trust), reports, key)
+        scanner = Scanner(role, ClusterEnrolment(trust, time.time), reports, key)
         handler = DiscoveryHandler(scanner, directory, configurations.wake, configurations.wanted)
         group.create_task(reports.run())
         group.create_task(handler.run())

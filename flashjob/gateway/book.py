@@ -283,8 +283,8 @@ class CaseBook:
             return Reason.PAUSED, f"job {job.name} is paused"
         if device.suspended:
             return Reason.SUSPENDED, f"Device {device.name} is suspended"
-        if device.quarantine:
-            return Reason.QUARANTINED, f"Device {device.name} is in quarantine: {device.quarantine}"
+        if why := device.withheld(self.clock.now()):
+            return Reason.QUARANTINED, f"Device {device.name} is withheld, {why}"
         return None
 
     def _device(self, namespace: str, device_id: str) -> KnownDevice:

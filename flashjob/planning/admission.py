@@ -3,7 +3,7 @@
 
 1. IdentityConflict: another Device, in any namespace, has the same id, or its Lease was made for another Device.
 2. Suspended.
-3. Quarantined, or found to share its identity with another device, unless released after that.
+3. Quarantined, or found to share its identity with another device, unless released (api/quarantine.py).
 4. PolicyMissing: the policy that judges it does not exist.
 5. SignersNotConfigured, Unsigned, SignatureMissing: the policy's demands on the artifact are not met.
 6. TransportUnsupported; WipeNeedsSerial for a network device whose data is to be wiped.
@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from firmware_pipeline.compatibility import CheckOptions, check
 from firmware_pipeline.config import FirmwareConfig
 from firmware_pipeline.hardware import HardwareFacts
+from flashjob.api import quarantine
 from flashjob.pipeline_reasons import HARDWARE_REASONS
 from flashjob.wire.pod import TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
 
 from . import connection
-from .clock import seconds
 from .messages import refuse
 from .state import Admission, Device, Job, Key, Lease, Refusal
 
@@ -42,24 +42,12 @@ class Admitted:
     target: Target
 
 
-def withheld(device: Device) -> Refusal | None:
-    """Rules 2 and 3: whether the device is withheld from every job now."""
+def withheld(device: Device, now: float) -> Refusal | None:
+    """Rules 2 and 3: whether the device is withheld from every job now, in Unix seconds."""
     if device.suspended:
         return refuse(Reason.SUSPENDED, f"Device {device.name} is suspended")
-    quarantine = device.status.quarantine
-    if quarantine is not None and (device.released_at is None or device.released_at < seconds(quarantine.since)):
-        return refuse(
-            Reason.QUARANTINED,
-            f"Device {device.name} is in quarantine since {quarantine.since} for {quarantine.reason}",
-        )
-    seen = device.status.attestation
-    alarm = seen if seen is not None and seen.is_clone_alarm else None
-    if alarm is not None and (device.released_at is None or device.released_at < seconds(alarm.at)):
-        return refuse(
-            Reason.QUARANTINED,
-            f"two devices seem to share the identity of Device {device.name}, seen at {alarm.at}: {alarm.code}",
-        )
-    return None
+    why = quarantine.withheld(quarantine.causes(device.status), device.released_at, now)
+    return refuse(Reason.QUARANTINED, f"Device {device.name} is withheld, {why}") if why else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +149,10 @@ def _hardware(job: Job, device: Device, target: Target, config: FirmwareConfig, 
 
 
 def admit(
-    job: Job, device: Device, enrolment: Enrolment, leases: Mapping[str, Lease], admission: Admission
+    job: Job, device: Device, enrolment: Enrolment, leases: Mapping[str, Lease], admission: Admission, now: float
 ) -> Admitted | Refusal:
-    """Rules 1 to 10, in this order."""
-    refusal = conflict(device, enrolment, leases) or withheld(device)
+    """Rules 1 to 10, in this order; now in Unix seconds."""
+    refusal = conflict(device, enrolment, leases) or withheld(device, now)
     if refusal is not None:
         return refusal
     policy = admission.policies.get(device.policy)

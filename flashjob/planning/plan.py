@@ -84,7 +84,7 @@ def _begin(state: State, now: float) -> Decisions:
             )
             return Decisions(job_status=render(job, Situation(artifact, None, conflict, None, ()), now))
         if existing is None:
-            new.append(_new_task(state, name, device, enrolment))
+            new.append(_new_task(state, name, device, enrolment, now))
     if new:
         return Decisions(
             create_tasks=tuple(new),
@@ -96,10 +96,10 @@ def _begin(state: State, now: float) -> Decisions:
     return Decisions(job_status=render(job, Situation(artifact, len(tasks), None, None, lines), now), requeue_at=now)
 
 
-def _new_task(state: State, name: str, device: Device, enrolment: admission.Enrolment) -> NewTask:
+def _new_task(state: State, name: str, device: Device, enrolment: admission.Enrolment, now: float) -> NewTask:
     job = state.job
     assert state.admission is not None
-    verdict = admission.admit(job, device, enrolment, state.leases, state.admission)
+    verdict = admission.admit(job, device, enrolment, state.leases, state.admission, now)
     refused = verdict if isinstance(verdict, Refusal) else None
     transport = connection.kind(job.spec.transport, device)
     fallback = TransportKind.NETWORK if device.network else TransportKind.SERIAL
@@ -349,7 +349,9 @@ class _Round:
             gone = refuse(Reason.DEVICE_NOT_ENROLLED, f"Device {task.device_name} was deleted")
             self._finish(task, Ending(Phase.REJECTED, gone.reason, gone.message), last_over(task))
             return
-        withheld = admission.withheld(device) or admission.conflict(device, self._enrolment, self.state.leases)
+        withheld = admission.withheld(device, self.now) or admission.conflict(
+            device, self._enrolment, self.state.leases
+        )
         if withheld is not None:
             phase = Phase.QUARANTINED if withheld.reason == Reason.QUARANTINED else Phase.REJECTED
             self._finish(task, Ending(phase, withheld.reason, withheld.message), last_over(task))

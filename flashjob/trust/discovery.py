@@ -47,10 +47,15 @@ _log = logging.getLogger(__name__)
 
 
 class ClusterEnrolment:
-    """attestation's `Enrolment` on top of the caches."""
+    """attestation's `Enrolment` on top of the caches.
 
-    def __init__(self, trust: ClusterTrust) -> None:
-        self._trust = trust
+    Args:
+        trust: what is known of devices.
+        now: clock, Unix seconds.
+    """
+
+    def __init__(self, trust: ClusterTrust, now: Callable[[], float]) -> None:
+        self._trust, self._now = trust, now
 
     def device(self, device_id: str) -> EnrolledDevice | None:
         """See Enrolment."""
@@ -73,6 +78,7 @@ class ClusterEnrolment:
 
     def _enrolled(self, known: KnownDevice) -> EnrolledDevice:
         network, serial = known.connection.network, known.connection.serial
+        why = known.withheld(self._now())
         tasks = self._trust.live_tasks(known.id)
         return EnrolledDevice(
             id=known.id,
@@ -82,7 +88,7 @@ class ClusterEnrolment:
             chip=known.hardware.chip if known.hardware else "",
             at_work=any(map(_at_work, tasks)),
             in_hand=any(task.in_hand for task in tasks),
-            withheld=f"quarantined: {known.quarantine}" if known.quarantine else "",
+            withheld=str(why or ""),
         )
 
 
@@ -248,7 +254,7 @@ def status_patch(known: KnownDevice, look: Look, instance: InstanceRef | None, n
         now: Unix seconds.
     """
     patch: dict[str, Any] = {}
-    alarmed = known.attestation is not None and known.attestation.is_clone_alarm and bool(known.quarantine)
+    alarmed = known.attestation is not None and known.attestation.is_clone_alarm and known.withheld(now) is not None
     if look.judged is not None and not alarmed:
         finding = clones.observe(
             known.boots, look.judged.verdict, asked_at=look.judged.asked_at, boot_count_floor=known.floors.boot_count

@@ -8,7 +8,7 @@ Rules (tests name them):
 2. A task is live until its phase is final or it is being deleted; only a live task pins measurements.
 3. A task has a device under its hands from an attempt's permit to that attempt's verdict.
 4. A device is withheld while it is in quarantine, or while the discovery handler's last look says that two devices share
-   its identity; a release by name that is later than either ends it.
+   its identity, until it is released by name (api/quarantine.py).
 5. Boots are remembered until such an alarm, whatever is found between them: a look that proves nothing erases nothing.
 """
 
@@ -22,6 +22,7 @@ from attestation.anchors import DeviceAnchor, DeviceState, Floors
 from attestation.clones import LEAST_SEED_BYTES, Sighting
 from attestation.errors import Reject
 from attestation.policy import AttestationPolicySpec, Measurement, RootOfTrust
+from flashjob.api import quarantine
 from flashjob.api.device import (
     MOST_BOOTS,
     AttestationState,
@@ -48,7 +49,8 @@ class KnownDevice:
         problem: why there is no anchor although one is given (rule 1); else "".
         policy: name of its AttestationPolicy, in the same namespace.
         tier: what its hardware can prove at best.
-        quarantine: why it is withheld; "" if it is not.
+        causes: what withholds it until it is released by name.
+        released_at: time of that release, Unix seconds; None where there is none.
         connection: how it is reached.
         hardware: as last read by a preflight, else as enrolled.
         floors: what may only rise.
@@ -65,7 +67,8 @@ class KnownDevice:
     policy: str
     tier: RootOfTrust
     suspended: bool
-    quarantine: str
+    causes: tuple[quarantine.Cause, ...]
+    released_at: float | None
     connection: Connection
     hardware: Hardware | None
     floors: Floors
@@ -74,6 +77,10 @@ class KnownDevice:
     attestation: AttestationState | None
     endpoint: str
     instance: InstanceRef | None
+
+    def withheld(self, now: float) -> quarantine.Withheld | None:
+        """Rule 4: why it is withheld now, in Unix seconds; None if it is not."""
+        return quarantine.withheld(self.causes, self.released_at, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,7 @@ def read_device(obj: Obj) -> KnownDevice:
     """Projection of a Device; ValueError where it does not follow the model."""
     device = Device.parse(obj)
     spec, status = device.spec, device.status
+    release = spec.release_from_quarantine
     anchor, problem = None, ""
     if spec.trust_anchor is not None:
         try:
@@ -142,7 +150,8 @@ def read_device(obj: Obj) -> KnownDevice:
         policy=spec.policy_ref.name,
         tier=RootOfTrust(spec.root_of_trust),
         suspended=spec.suspended,
-        quarantine=_quarantine(device),
+        causes=quarantine.causes(status),
+        released_at=quarantine.unix(release.at) if release else None,
         connection=spec.connection,
         hardware=status.hardware or spec.hardware,
         floors=Floors(floors.security_version, floors.sequence, floors.boot_count) if floors else Floors(),
@@ -205,21 +214,3 @@ def policy_key(namespace: str, name: str) -> str:
 def measurements(pinned: tuple[Pinned, ...]) -> frozenset[Measurement]:
     """From the wire's hex to what the verifier compares."""
     return frozenset(Measurement(one.alg, bytes.fromhex(one.value)) for one in pinned)
-
-
-def _quarantine(device: Device) -> str:
-    """Rule 4: why it is withheld; a release that is later than the quarantine, or than the alarm, ends it."""
-    release, attestation = device.spec.release_from_quarantine, device.status.attestation
-    causes = []
-    if device.status.quarantine is not None:
-        causes.append((device.status.quarantine.since, device.status.quarantine.reason))
-    if attestation is not None and attestation.is_clone_alarm:
-        causes.append((attestation.at, attestation.code))
-    live = (why for since, why in causes if release is None or _instant(release.at) < _instant(since))
-    return next(live, "")
-
-
-def _instant(timestamp: str) -> tuple[str, str]:
-    """RFC 3339 in UTC as something that sorts, with or without fractions."""
-    seconds, _, fraction = timestamp.removesuffix("Z").partition(".")
-    return seconds, fraction.ljust(6, "0")

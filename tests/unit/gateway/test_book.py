@@ -225,7 +225,7 @@ async def suspend(office: Office) -> None:
 
 
 async def quarantine(office: Office) -> None:
-    why = {"quarantine": {"reason": "MeasurementMismatch", "since": "2026-01-02T03:04:05Z"}}
+    why = {"quarantine": {"reason": "MeasurementMismatch", "since": "1970-01-01T00:10:00Z"}}
     await office.cluster.patch_status(DEVICES, SPACE, "porch-1", why, field_manager="operator")
 
 
@@ -253,10 +253,17 @@ async def test_what_holds_a_permit(office: Office, happens: Any, reason: Reason)
 async def test_a_release_from_quarantine_counts(office: Office) -> None:
     await quarantine(office)
     assert (await no_permit(office)).reason == Reason.QUARANTINED
-    release = {"by": "ada", "reason": "looked at", "at": "2026-01-03T00:00:00Z"}
-    spec = {"spec": {"releaseFromQuarantine": release}}
-    await office.cluster.patch(DEVICES, SPACE, "porch-1", spec, field_manager="people")
-    await office.seen()
+
+    async def release(at: str) -> None:
+        spec = {"spec": {"releaseFromQuarantine": {"by": "ada", "reason": "looked at", "at": at}}}
+        await office.cluster.patch(DEVICES, SPACE, "porch-1", spec, field_manager="people")
+        await office.seen()
+
+    await release("2099-01-01T00:00:00Z")
+    early = await no_permit(office)
+    assert early.reason == Reason.QUARANTINED
+    assert "releaseFromQuarantine.at is 2099-01-01T00:00:00Z, which is yet to come" in str(early)
+    await release("1970-01-01T00:15:00Z")
     assert (await office.permit()).grant_id
 
 

@@ -14,7 +14,7 @@ from flashjob.planning.admission import Admitted, Enrolment, admit
 from flashjob.planning.state import Admission, Refusal
 from tests.unit.firmware import builds
 
-from .model import READY, device, job
+from .model import READY, T0, device, job
 
 FITS = {"chip": "esp32s3", "revision": 2, "flashSize": 8 << 20, "secureBoot": False, "slotSize": 0x1C0000}
 
@@ -29,7 +29,7 @@ def judged(config: FirmwareConfig | None, hardware: dict[str, Any] | None, **saf
     found = device("porch-1", hardware=None if hardware is None else Hardware.parse(hardware))
     configs = {} if config is None else {"esp32s3": config}
     admission: Admission = replace(READY, configs=configs)
-    return admit(job(safety=safety), found, Enrolment.of([found]), {}, admission)
+    return admit(job(safety=safety), found, Enrolment.of([found]), {}, admission, T0)
 
 
 @pytest.mark.parametrize("hardware", [None, {"chip": "esp32s3"}, FITS, FITS | {"flashSize": 0}])
@@ -76,6 +76,6 @@ def test_a_signed_application_suits_a_device_with_secure_boot(config: FirmwareCo
 def test_what_a_preflight_read_counts_before_what_was_enrolled(config: FirmwareConfig) -> None:
     small = Hardware.parse(FITS | {"flashSize": 2 << 20})
     found = device("porch-1", hardware=Hardware.parse(FITS), status=DeviceStatus(hardware=small))
-    refusal = admit(job(), found, Enrolment.of([found]), {}, replace(READY, configs={"esp32s3": config}))
+    refusal = admit(job(), found, Enrolment.of([found]), {}, replace(READY, configs={"esp32s3": config}), T0)
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "FlashTooSmall"

@@ -163,23 +163,25 @@ def refused_as(found: object) -> str:
 def test_admission_in_order() -> None:
     d, j = device("d0"), job()
     twin = replace(d, name="twin", namespace="other")
-    assert refused_as(admit(j, d, Enrolment.of([d, twin]), {}, READY)) == "IdentityConflict"
-    assert refused_as(admit(j, d, Enrolment.of([d, twin]), {d.id: lease()}, READY)) == "IdentityConflict"
-    assert refused_as(admit(j, replace(d, suspended=True), Enrolment.of([d]), {}, READY)) == "Suspended"
+    assert refused_as(admit(j, d, Enrolment.of([d, twin]), {}, READY, T0)) == "IdentityConflict"
+    assert refused_as(admit(j, d, Enrolment.of([d, twin]), {d.id: lease()}, READY, T0)) == "IdentityConflict"
+    assert refused_as(admit(j, replace(d, suspended=True), Enrolment.of([d]), {}, READY, T0)) == "Suspended"
     held = replace(d, status=DeviceStatus.parse({"quarantine": {"reason": "BootIdMismatch", "since": stamp(T0)}}))
-    assert refused_as(admit(j, held, Enrolment.of([held]), {}, READY)) == "Quarantined"
-    assert refused_as(admit(j, replace(held, released_at=T0 - 1), Enrolment.of([held]), {}, READY)) == "Quarantined"
-    assert not isinstance(admit(j, replace(held, released_at=T0 + 1), Enrolment.of([held]), {}, READY), Refusal)
-    assert refused_as(admit(j, replace(d, policy="none"), Enrolment.of([d]), {}, READY)) == "PolicyMissing"
+    assert refused_as(admit(j, held, Enrolment.of([held]), {}, READY, T0)) == "Quarantined"
+    assert refused_as(admit(j, replace(held, released_at=T0 - 1), Enrolment.of([held]), {}, READY, T0)) == "Quarantined"
+    freed = replace(held, released_at=T0 + 1)
+    assert refused_as(admit(j, freed, Enrolment.of([held]), {}, READY, T0)) == "Quarantined", "its time is yet to come"
+    assert not isinstance(admit(j, freed, Enrolment.of([held]), {}, READY, T0 + 1), Refusal)
+    assert refused_as(admit(j, replace(d, policy="none"), Enrolment.of([d]), {}, READY, T0)) == "PolicyMissing"
     unmet = replace(READY, policies={"lab": Policy(Refusal("Unsigned", "no. Next: sign"))})
-    assert refused_as(admit(j, d, Enrolment.of([d]), {}, unmet)) == "Unsigned"
-    assert refused_as(admit(job(transport="Serial"), d, Enrolment.of([d]), {}, READY)) == "TransportUnsupported"
-    assert refused_as(admit(job(safety={"data": "Wipe"}), d, Enrolment.of([d]), {}, READY)) == "WipeNeedsSerial"
+    assert refused_as(admit(j, d, Enrolment.of([d]), {}, unmet, T0)) == "Unsigned"
+    assert refused_as(admit(job(transport="Serial"), d, Enrolment.of([d]), {}, READY, T0)) == "TransportUnsupported"
+    assert refused_as(admit(job(safety={"data": "Wipe"}), d, Enrolment.of([d]), {}, READY, T0)) == "WipeNeedsSerial"
     two = replace(READY, targets={"esp32c3": TARGET, "esp32s2": TARGET})
-    assert refused_as(admit(j, d, Enrolment.of([d]), {}, two)) == "NoMatchingPlatform"
-    assert not isinstance(admit(j, d, Enrolment.of([d]), {}, READY), Refusal), "an unread chip is left to preflight"
+    assert refused_as(admit(j, d, Enrolment.of([d]), {}, two, T0)) == "NoMatchingPlatform"
+    assert not isinstance(admit(j, d, Enrolment.of([d]), {}, READY, T0), Refusal), "an unread chip is left to preflight"
     bad = Admission(policies=READY.policies, refused_chips={"esp32s3": Refusal("DigestMismatch", "x. Next: y")})
-    assert refused_as(admit(j, d, Enrolment.of([d]), {}, bad)) == "DigestMismatch"
+    assert refused_as(admit(j, d, Enrolment.of([d]), {}, bad, T0)) == "DigestMismatch"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_admission_in_order() -> None:
 )
 def test_admission_rule_9(status: dict[str, Any], safety: dict[str, Any], reason: str | None) -> None:
     d = device("d0", status=DeviceStatus.parse(status))
-    found = admit(job(safety=safety), d, Enrolment.of([d]), {}, READY)
+    found = admit(job(safety=safety), d, Enrolment.of([d]), {}, READY, T0)
     assert (found.reason if isinstance(found, Refusal) else None) == reason
 
 

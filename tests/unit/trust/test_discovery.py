@@ -43,7 +43,7 @@ class World:
     def __init__(self) -> None:
         self.cluster = fake_cluster()
         self.trust = ClusterTrust(self.cluster)
-        self.enrolment = ClusterEnrolment(self.trust)
+        self.enrolment = ClusterEnrolment(self.trust, lambda: self.now)
         self.configurations = Configurations(self.cluster, Transport.NETWORK, "node-a")
         self.now = 1_800_000_000.0
         self.reports = DeviceReports(self.cluster, self.trust, self.configurations, lambda: self.now)
@@ -111,7 +111,10 @@ async def test_rule_1_quarantine_and_tasks(world: World) -> None:
     await until(lambda: heard)
     enrolled = world.enrolment.device(ID)
     assert enrolled is not None
-    assert enrolled.withheld == "quarantined: BootIdMismatch"
+    assert enrolled.withheld == "in quarantine since 2026-01-01T00:00:00Z: BootIdMismatch"
+    early = {"by": "ann", "reason": "looked at", "at": "2099-01-01T00:00:00Z"}
+    await world.cluster.patch(DEVICES, NS, "d", {"spec": {"releaseFromQuarantine": early}}, field_manager="ann")
+    await until(lambda: "yet to come" in getattr(world.enrolment.device(ID), "withheld", ""))
     await world.cluster.create(FLASHTASKS, NS, flashtask("t", device_id=ID))
     one = {"attempt": 1, "grantId": "1" * 32, "fence": 1, "at": "2026-01-01T00:00:00Z"}
     await world.cluster.patch_status(FLASHTASKS, NS, "t", {"report": {"permits": [one]}}, field_manager="g")
@@ -171,13 +174,13 @@ async def test_rule_2_two_devices_with_one_identity_are_withheld_until_released(
     await until(lambda: heard)
     enrolled = world.enrolment.device(ID)
     assert enrolled is not None
-    assert enrolled.withheld == "quarantined: clone.bootcount"
+    assert enrolled.withheld == "two devices seem to share its identity, seen at 2027-01-15T08:01:00Z: clone.bootcount"
     world.now += 60
     world.reports.saw(look(Minted(boot_count=8)))
     for _ in range(200):
         await asyncio.sleep(0)
     assert world.status.attestation.code == "clone.bootcount", "it stands until somebody releases the device"
-    release = {"by": "ann", "reason": "one of the two is taken away", "at": "2027-01-15T09:00:00Z"}
+    release = {"by": "ann", "reason": "one of the two is taken away", "at": "2027-01-15T08:02:00Z"}
     await world.cluster.patch(DEVICES, NS, "d", {"spec": {"releaseFromQuarantine": release}}, field_manager="ann")
     await until(lambda: (found := world.enrolment.device(ID)) is not None and not found.withheld)
     world.reports.saw(look(Minted(boot_count=8)))
