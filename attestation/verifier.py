@@ -15,8 +15,9 @@ one broken ends the judgement; ``Verdict.trail`` names those that held and the o
 8. ``claims``: the token follows its profile; identity, maker and model are those enrolled; its software name is the
    certified one.
 9. ``boot``: mode, authority, security eFuses and debug status are allowed in every layer. A device whose enrolled root
-   of trust is SelfReported may be in mode NotConfigured and have a zero authority hash; any other must not, whatever
-   the policy says.
+   of trust is SelfReported may be in mode NotConfigured and have a zero authority hash; any other must not, and must
+   have all security eFuses locked, whatever mode the policy allows: that is what its tier means. Mode and eFuses must
+   agree: Normal has all locked, NotConfigured secure boot off, any other mode secure boot on.
 10. ``bootloader``: its name and code hash are accepted, and not denied.
 11. ``application``: its measurement is the expected one, else acceptable by ``policy.acceptable_measurement``; its
     name is allowed; its partition table is accepted. With ``any_application`` (identity before an update) none of
@@ -282,26 +283,35 @@ class _Judge:
 
     def _checked_boot(self) -> str:
         """What the chain decides of it alone."""
-        mode, fuses, tier = self.chain.application.mode, self.chain.app_config.security_efuses, self.device.tier
-        self_reported = tier is RootOfTrust.SELF_REPORTED
-        modes = self.policy.modes
-        authorities = self.policy.sets.authorities
-        for name, layer in (("bootloader", self.chain.bootloader), ("application", self.chain.application)):
-            if not (self_reported if layer.mode is Mode.NOT_CONFIGURED else layer.mode in modes):
+        self_reported = self.device.tier is RootOfTrust.SELF_REPORTED
+        for name, layer in self._layers():
+            if not (self_reported if layer.mode is Mode.NOT_CONFIGURED else layer.mode in self.policy.modes):
                 raise Reject(Code.DICE_MODE, f"the {name} runs in mode {layer.mode}, which is not allowed here")
-            zero = not any(layer.authority_hash)
-            if zero and not self_reported:
+            self._check_authority(name, layer.authority_hash, zero_allowed=self_reported)
+        self._check_efuses(self.chain.app_config.security_efuses, must_be_locked=not self_reported)
+        return f"{self.device.tier}, mode {self.chain.application.mode}"
+
+    def _layers(self) -> tuple[tuple[str, dice_cbor.Certificate], ...]:
+        return ("bootloader", self.chain.bootloader), ("application", self.chain.application)
+
+    def _check_authority(self, name: str, authority: bytes, *, zero_allowed: bool) -> None:
+        if not any(authority):
+            if not zero_allowed:
                 raise Reject(Code.REF_AUTHORITY, f"the {name} has a zero authority hash: no verified boot")
-            if not zero and layer.authority_hash not in authorities:
-                found = layer.authority_hash.hex()
-                raise Reject(Code.REF_AUTHORITY, f"authority {found} of the {name} is not in the policy")
-        if not self_reported and not fuses & dice_cbor.EFUSE_SECURE_BOOT:
-            raise Reject(Code.REF_EFUSES, f"enrolled as {tier}, but the eFuses say that secure boot is off")
-        if mode is Mode.NORMAL and fuses & dice_cbor.EFUSES_LOCKED != dice_cbor.EFUSES_LOCKED:
-            raise Reject(Code.REF_EFUSES, f"mode Normal with open security eFuses (bits {fuses:#010b})")
-        if mode is Mode.NOT_CONFIGURED and fuses & dice_cbor.EFUSE_SECURE_BOOT:
-            raise Reject(Code.REF_EFUSES, "mode NotConfigured although secure boot is on")
-        return f"{tier}, mode {mode}"
+        elif authority not in self.policy.sets.authorities:
+            raise Reject(Code.REF_AUTHORITY, f"authority {authority.hex()} of the {name} is not in the policy")
+
+    def _check_efuses(self, fuses: int, *, must_be_locked: bool) -> None:
+        secure_boot = bool(fuses & dice_cbor.EFUSE_SECURE_BOOT)
+        locked = fuses & dice_cbor.EFUSES_LOCKED == dice_cbor.EFUSES_LOCKED
+        if must_be_locked and not locked:
+            raise Reject(Code.REF_EFUSES, f"enrolled as {self.device.tier}, but security eFuses are open ({fuses:#010b})")
+        for name, layer in self._layers():
+            if layer.mode is Mode.NORMAL and not locked:
+                raise Reject(Code.REF_EFUSES, f"the {name} runs in mode Normal with open security eFuses ({fuses:#010b})")
+            if (layer.mode is Mode.NOT_CONFIGURED) is secure_boot:
+                state = "on" if secure_boot else "off"
+                raise Reject(Code.REF_EFUSES, f"the {name} runs in mode {layer.mode} although secure boot is {state}")
 
     def check_bootloader(self) -> str:
         if self.known is not None:

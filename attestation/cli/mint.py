@@ -22,6 +22,13 @@ from attestation.policy import Algorithm
 app = typer.Typer(no_args_is_help=True, help="Make keys, proofs and evidence, as a device or a factory would.")
 
 _ALGS = {Algorithm.ES256: Alg.ES256, Algorithm.ES384: Alg.ES384, Algorithm.EDDSA: Alg.EDDSA}
+_EFUSES = {
+    device.Mode.NOT_CONFIGURED: 0,
+    device.Mode.NORMAL: dice_cbor.EFUSES_LOCKED,
+    device.Mode.DEBUG: dice_cbor.EFUSE_SECURE_BOOT,
+    device.Mode.RECOVERY: dice_cbor.EFUSES_LOCKED,
+}
+"""Security eFuses that fit each mode."""
 KeyFile = Annotated[Path, typer.Option(help="UDS private key, PEM.")]
 
 
@@ -137,7 +144,7 @@ def evidence(
         partition_table=hashlib.sha256(b"demo table").digest(),
         boot_id=bytes(16),
         slot=0x10,
-        security_efuses=dice_cbor.EFUSES_LOCKED if mode == device.Mode.NORMAL else 0,
+        security_efuses=_EFUSES[device.Mode(mode)],
     )
     layers = (
         device.Layer(boot_hash, device.bootloader_config(), boss, mode),

@@ -268,6 +268,26 @@ def test_normal_mode_with_an_open_efuse(bit: int) -> None:
     refused("ref.efuses", judge(Minted(efuses=LOCKED & ~(1 << bit))), "boot")
 
 
+@pytest.mark.parametrize("bit", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("mode", [2, 3])
+def test_a_tier_above_self_reported_has_locked_efuses_whatever_mode_the_policy_allows(mode: int, bit: int) -> None:
+    """A policy that allows mode Debug does not make an open debug port a signed boot."""
+    every = policy(DEVICE, modes=(Mode.NORMAL, Mode.DEBUG, Mode.RECOVERY), debug_status=tuple(DebugStatus))
+    opened = Minted(mode0=mode, mode1=mode, efuses=LOCKED & ~(1 << bit))
+    for tier in (RootOfTrust.SIGNED_BOOT, RootOfTrust.ISOLATED):
+        refused("ref.efuses", judge(opened, policy=every, device=opened.anchor(tier)), "boot")
+    weak = judge(opened, policy=every, device=opened.anchor(RootOfTrust.SELF_REPORTED))
+    assert (weak.code, weak.proven_at_tier) == ("ref.efuses" if bit == 0 else None, False)
+
+
+@pytest.mark.parametrize(("mode0", "mode1", "efuses"), [(0, 0, LOCKED), (0, 1, LOCKED), (1, 0, 0), (1, 2, 1), (2, 1, 1)])
+def test_mode_and_efuses_agree_in_every_layer(mode0: int, mode1: int, efuses: int) -> None:
+    """Also where the lowest tier lets the modes themselves pass."""
+    every = policy(DEVICE, modes=tuple(Mode))
+    device = Minted(mode0=mode0, mode1=mode1, efuses=efuses)
+    refused("ref.efuses", judge(device, policy=every, device=device.anchor(RootOfTrust.SELF_REPORTED)), "boot")
+
+
 def test_the_locked_bits_are_those_of_the_device_protocol() -> None:
     from attestation.device_protocol import SECURITY_EFUSES
 
