@@ -136,8 +136,8 @@ class Record(_Part):
 def record(
     evidence: bytes, context: Context, verdict: Verdict, *, verifier: str, about: Mapping[str, str]
 ) -> bytes | None:
-    """The payload of a record (rules 1 and 2), or None for a judgement that ended before there was anything to keep: no
-    device, no policy, or evidence that answers no nonce of ours.
+    """The payload of a record (rules 1 and 2), or None for a judgement that decided nothing: no device, no policy, evidence
+    that answers no nonce of ours, or one that was used before (what it decided then is on record).
 
     Args:
         evidence: as received.
@@ -147,7 +147,7 @@ def record(
         about: what it was decided for (task, artifact), for people.
     """
     device, policy, nonce = context.device, context.policy, verdict.nonce
-    if device is None or policy is None or nonce is None:
+    if device is None or policy is None or nonce is None or verdict.code is Code.REPLAY:
         return None
     content = {
         "id": device.ueid.hex(),

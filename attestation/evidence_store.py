@@ -8,11 +8,13 @@
 
 Rules (tests name them):
 
-1. A record is on disk, flushed, before its line is; so a crash leaves at most a record without a line, which is harmless.
+1. A record is on disk, flushed, before its line is; so a crash leaves at most a record without a line, which is harmless:
+   who adds that record again gets its line.
 2. A line that is changed, moved or taken out breaks the chain for all that follow; so does a record that is missing or
    has another hash (``record.hash``). Lines cut off at the end are not noticed by the directory alone: ship the newest
    line's hash (``head``) elsewhere, where that matters.
-3. One writer at a time. Half a last line, as a crash leaves it, is cut off by the next writer.
+3. One writer at a time. Half a last line, as a crash leaves it, is cut off by the next writer. A last line that is there
+   to its closing brace and does not end with a newline was changed: it is refused, and never cut off.
 """
 
 import hashlib
@@ -53,6 +55,13 @@ class Line:
             "previous": self.previous,
         }
         return json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+    def require(self, record: evidence.Record) -> None:
+        """That it says of its record what that says itself. Raises Reject ``record.hash``."""
+        told = (record.id, record.at, record.verdict.accepted, record.policy_hash.hex())
+        if told != (self.device, self.at, self.accepted, self.policy_hash):
+            message = f"the index names another device, time, verdict or policy than record {self.record}"
+            raise Reject(Code.RECORD_HASH, message)
 
     @classmethod
     def decode(cls, line: bytes, number: int) -> "Line":
@@ -106,7 +115,7 @@ class EvidenceStore:
         name, said = hashlib.sha256(envelope).hexdigest(), json.loads(payload)
         with files.one_writer(self.root / ".lock"):
             path = self.root / "records" / f"{name}.json"
-            if path.exists():
+            if path.exists() and any(line.record == name for line in self.lines()):
                 return name
             files.replace(path, envelope)
             line = Line(
@@ -120,7 +129,8 @@ class EvidenceStore:
         previous = _FIRST
         for number, raw in enumerate(self._index().splitlines(keepends=True), 1):
             if not raw.endswith(b"\n"):
-                return  # half a line: its writer did not come to the end
+                _check_half(raw)
+                return  # its writer did not come to the end
             line = Line.decode(raw, number)
             if line.previous != previous:
                 raise Reject(Code.RECORD_HASH, f"line {number} of the index does not follow the line before it")
@@ -160,9 +170,16 @@ class EvidenceStore:
                 tail = file.read()
                 half = tail.rpartition(b"\n")[2]
                 if half:
+                    _check_half(half)
                     file.truncate(size - len(half))
         except OSError as error:
             raise Reject(Code.STORE_UNAVAILABLE, f"{path}: {error.strerror}") from error
         whole = tail[: len(tail) - len(half)]
         last = whole[:-1].rpartition(b"\n")[2]
         return hashlib.sha256(last + b"\n").hexdigest() if whole else _FIRST
+
+
+def _check_half(line: bytes) -> None:
+    """Rule 3: a crash leaves the beginning of a line. Raises Reject for anything behind its end."""
+    if b"}" in line[:-1]:
+        raise Reject(Code.RECORD_STRUCTURE, "the last line of the index does not end with a newline: it was changed")

@@ -5,14 +5,17 @@ Rules (tests name them):
 
 1. First the record must hold by itself: signature, spelling, hashes (``evidence.read``).
 2. Judged again as it was then, it gives the recorded verdict; if not, the record or this verifier is not what it was, and
-   no answer about another policy is given (``record.verdict``).
+   no answer about another policy is given (``record.verdict``). A verdict that was withheld because the boot contradicted
+   earlier ones (``clones``) rests on those as well: without them the evidence must be accepted.
 3. Then it is judged under the new policy: as of the record's time, against the same nonce, device and expectations.
-4. A device fails if it was accepted then and is not now, or is no longer proven at the demanded root of trust.
+4. A device fails if it was accepted then and is not now, or is no longer proven at the demanded root of trust. One whose
+   verdict was withheld fails still: no policy says which of two devices it was.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from attestation import evidence
 from attestation.errors import Code, Reject
@@ -21,6 +24,9 @@ from attestation.keys import PublicKey
 from attestation.policy import AttestationPolicySpec
 from attestation.verdict import Verdict
 from attestation.verifier import verify
+
+_WITHHELD: Final = frozenset({Code.CLONE_BOOTCOUNT, Code.CLONE_SEED})
+"""Codes of verdicts that the verifier accepted and its caller did not."""
 
 
 class Outcome(StrEnum):
@@ -77,7 +83,10 @@ def reappraise(
     except Reject as reject:
         return Reappraisal(Outcome.UNREADABLE, reject.code.value, reject.message, record)
     said = record.verdict
-    if (then.accepted, then.proven_at_tier, then.code) != (said.accepted, said.proven_at_tier, said.code):
+    if then.accepted and said.code in _WITHHELD:
+        if now.accepted:
+            return Reappraisal(Outcome.STILL_FAILS, said.code or "", said.message, record, now)
+    elif (then.accepted, then.proven_at_tier, then.code) != (said.accepted, said.proven_at_tier, said.code):
         message = (
             f"judged again as then: {then.code or 'accepted'}; recorded: {said.code or 'accepted'} ({record.verifier})"
         )

@@ -41,7 +41,12 @@ class Exit(IntEnum):
     """The device cannot be reached, or gives no answer that can be read."""
 
 
-_TRUST_CODES: Final = frozenset({Code.STORE_INVALID, Code.STORE_UNAVAILABLE, Code.POLICY_INVALID, Code.POLICY_MISSING})
+_TRUST_CODES: Final = frozenset(
+    {
+        Code.STORE_INVALID, Code.STORE_UNAVAILABLE, Code.POLICY_INVALID, Code.POLICY_MISSING,
+        Code.RECORD_STRUCTURE, Code.RECORD_SIGNATURE, Code.RECORD_HASH, Code.RECORD_VERDICT,
+    }
+)  # fmt: skip
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Trust = Annotated[Path | None, typer.Option(help="Trust directory.", show_default="user data directory")]

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attestation.cli.common import AsJson, Exit, default_trust, iso, json_or, policy_from, public_key, verb
+from attestation.errors import Reject
 from attestation.evidence_store import EvidenceStore, Line
 from attestation.policy import AttestationPolicySpec, policy_hash
 from attestation.reappraisal import Outcome, Reappraisal, reappraise
@@ -40,6 +41,8 @@ def command(
 ) -> None:
     """Judge recorded evidence under another policy, as of its own time.
 
+    The newest record of each device is judged; that none was changed or taken away is checked for all of them.
+
     Exit codes: 0 every device would still be accepted; 1 some would fail, or fail still; 4 a record does not hold, or
     directory, key or policy cannot be used.
     """
@@ -47,7 +50,13 @@ def command(
     accepted = [public_key(one, "--key") for one in named]
     rules = policy_from(policy)
     store = EvidenceStore(directory)
-    found = [(line, _again(store, line, accepted, rules, policy_only)) for line in _chosen(store, device, every)]
+    lines = [line for line in store.lines() if device is None or line.device.startswith(device.lower())]
+    if not lines:
+        raise typer.BadParameter(f"{store.root} has no record{' of that device' if device else ''}")
+    chosen = lines if every else _newest(lines)
+    found = [(line, _again(store, line, accepted, rules, policy_only)) for line in chosen]
+    older = set(lines).difference(chosen)
+    found += [(line, why) for line in lines if line in older and (why := _spoilt(store, line)) is not None]
     content = {
         "policyHash": policy_hash(rules).hex(),
         "head": store.head(),
@@ -61,12 +70,7 @@ def command(
     raise typer.Exit(Exit.REJECTED if outcomes & {Outcome.FAILS, Outcome.STILL_FAILS} else Exit.PROVEN)
 
 
-def _chosen(store: EvidenceStore, device: str | None, every: bool) -> list[Line]:
-    lines = [line for line in store.lines() if device is None or line.device.startswith(device.lower())]
-    if not lines:
-        raise typer.BadParameter(f"{store.root} has no record{' of that device' if device else ''}")
-    if every:
-        return lines
+def _newest(lines: list[Line]) -> list[Line]:
     newest = {line.device: line for line in lines}
     return [newest[one] for one in sorted(newest)]
 
@@ -74,11 +78,22 @@ def _chosen(store: EvidenceStore, device: str | None, every: bool) -> list[Line]
 def _again(
     store: EvidenceStore, line: Line, accepted: list[Any], policy: AttestationPolicySpec, policy_only: bool
 ) -> Reappraisal:
-    result = reappraise(store.envelope(line.record), accepted, policy, policy_only=policy_only)
-    record = result.record
-    if record is None or (record.id, record.at) == (line.device, line.at):
-        return result
-    return Reappraisal(Outcome.UNREADABLE, "record.hash", "the index names another device or time than the record")
+    try:
+        result = reappraise(store.envelope(line.record), accepted, policy, policy_only=policy_only)
+        if result.record is not None:
+            line.require(result.record)
+    except Reject as reject:
+        return Reappraisal(Outcome.UNREADABLE, reject.code.value, reject.message)
+    return result
+
+
+def _spoilt(store: EvidenceStore, line: Line) -> Reappraisal | None:
+    """What is wrong with a record that is not judged here; None where its hash is that of its name."""
+    try:
+        store.envelope(line.record)
+    except Reject as reject:
+        return Reappraisal(Outcome.UNREADABLE, reject.code.value, reject.message)
+    return None
 
 
 def _as_json(line: Line, result: Reappraisal) -> dict[str, Any]:
@@ -108,4 +123,6 @@ def _show(found: list[tuple[Line, Reappraisal]]) -> None:
     console = Console()
     console.print(table)
     failing = sum(result.outcome in (Outcome.FAILS, Outcome.STILL_FAILS) for _, result in found)
-    console.print(Text(f"{failing} of {len(found)} would fail"))
+    unreadable = sum(result.outcome is Outcome.UNREADABLE for _, result in found)
+    broken = f", {unreadable} cannot be read" if unreadable else ""
+    console.print(Text(f"{failing} of {len(found)} would fail{broken}"))

@@ -99,7 +99,9 @@ def about(
     others = 0
     for line in records.lines():
         envelope = records.envelope(line.record)
-        told = evidence.read(envelope, keys).about
+        record = evidence.read(envelope, keys)
+        line.require(record)
+        told = record.about
         if told.get("artifact", "").rpartition("@")[2] != digest:
             others += 1
             continue

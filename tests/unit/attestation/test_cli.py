@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,37 @@ def test_reappraise_names_the_devices_that_would_fail(home: Path) -> None:
     wrong.write_text(keys.to_pem(private_key(Alg.ES256, b"other").public_key()))
     unread = out("reappraise", "records", "--key", "other.pub", "--policy", f"{folder}same.yaml", code=Exit.TRUST)
     assert {one["code"] for one in unread["devices"]} == {"record.signature"}
+
+
+def test_reappraise_notices_what_was_changed_also_in_what_it_does_not_judge(home: Path) -> None:
+    minted()
+    key, phone = private_key(Alg.ES256, b"records"), Minted()
+    Path("evidence.pub").write_text(keys.to_pem(key.public_key()))
+    store, told, data = EvidenceStore(Path("records"), create=True), context(phone), phone.evidence()
+    for at in (NOW, NOW + 1):
+        later = replace(told, now=at)
+        payload = evidence.record(data, later, verify(data, later), verifier="t", about={})
+        assert payload is not None
+        store.add(payload, key)
+    write_policy(TrustDirectory(Path("data/flashjob/trust")), policy(phone), "same")
+    again = ("reappraise", "records", "--key", "evidence.pub", "--policy", "data/flashjob/trust/policies/same.yaml")
+    assert out(*again)["counts"]["holds"] == 1
+    older, newer = store.lines()
+    path = store.root / "records" / f"{older.record}.json"
+    good = path.read_bytes()
+    path.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
+    found = out(*again, code=Exit.TRUST)
+    assert [(one["record"], one["code"]) for one in found["devices"] if one["outcome"] == "unreadable"] == [
+        (older.record, "record.hash")
+    ]
+    shown = run(*again, code=Exit.TRUST).stdout
+    assert "0 of 2 would fail, 1 cannot be read" in shown
+    path.write_bytes(good)
+    (store.root / "records" / f"{newer.record}.json").unlink()
+    assert out(*again, code=Exit.TRUST)["devices"][0]["code"] == "record.hash"
+    index = store.root / "index.jsonl"
+    index.write_bytes(index.read_bytes().replace(b'"at"', b'"bt"', 1))
+    assert "record.structure" in run(*again, code=Exit.TRUST).stderr
 
 
 def test_mint_refuses_what_would_harm(home: Path) -> None:

@@ -15,8 +15,9 @@ from attestation.evidence_store import EvidenceStore
 from attestation.keys import Alg
 from attestation.policy import DenyRules, RootOfTrust
 from attestation.reappraisal import Outcome, reappraise
+from attestation.replay import InMemorySingleUse
 from attestation.verdict import Context
-from attestation.verifier import verify
+from attestation.verifier import verify, verify_once
 from tests.unit.attestation.world import NOW, Minted, context, policy, private_key, ref, rejects
 
 KEY = private_key(Alg.ES256, b"records")
@@ -145,6 +146,25 @@ def test_rule_2_a_record_that_this_verifier_would_not_have_made() -> None:
     assert (found.outcome, found.code) == (Outcome.UNREADABLE, "record.verdict")
 
 
+def test_rule_2_a_verdict_that_earlier_boots_withheld_fails_under_every_policy() -> None:
+    alarm = Reject(Code.CLONE_SEED, "two seeds in boot 3")
+    data, told = PHONE.evidence(), context(PHONE)
+    withheld = verify(data, told).refused("clones", alarm)
+    made = evidence.record(data, told, withheld, verifier="t", about={})
+    assert made is not None
+    found = reappraise(evidence.seal(made, KEY), [PUBLIC], policy(PHONE))
+    assert (found.outcome, found.code, found.message) == (Outcome.STILL_FAILS, "clone.seed", alarm.message)
+    denied = policy(PHONE, deny=DenyRules(measurements=(ref(PHONE.measurement),)))
+    found = reappraise(evidence.seal(made, KEY), [PUBLIC], denied)
+    assert (found.outcome, found.code) == (Outcome.STILL_FAILS, "ref.denied")
+
+
+def test_a_replay_decides_nothing_and_leaves_no_record() -> None:
+    data, told, used = PHONE.evidence(), context(PHONE), InMemorySingleUse()
+    assert verify_once(data, told, used).accepted
+    assert evidence.record(data, told, verify_once(data, told, used), verifier="t", about={}) is None
+
+
 # The directory
 
 
@@ -187,6 +207,37 @@ def test_the_index_is_a_chain(store: EvidenceStore) -> None:
     assert len(list(store.lines())) == 2, "half a last line is a crash, not a lie"
     store.add(payload(Minted(seed=b"device 9")), KEY)
     assert len(list(store.lines())) == 3, "and the next writer mends it"
+
+
+def test_rule_1_a_record_without_a_line_gets_one_from_who_adds_it_again(store: EvidenceStore) -> None:
+    index = store.root / "index.jsonl"
+    index.write_bytes(index.read_bytes().rpartition(b'{"accepted"')[0])
+    last = payload(Minted(seed=b"device 2"))
+    assert store.add(last, KEY) in [line.record for line in store.lines()]
+    assert len(list(store.lines())) == 3
+
+
+def test_rule_2_and_3_one_flipped_bit_anywhere_in_the_index_is_detected(store: EvidenceStore) -> None:
+    index = store.root / "index.jsonl"
+    good = index.read_bytes()
+
+    def check() -> None:
+        for line in store.lines():
+            line.require(evidence.read(store.envelope(line.record), [PUBLIC]))
+
+    check()
+    last = len(good.rpartition(b'{"accepted"')[0])
+    assert last > len(good) / 2
+    for bit in range(last * 8, len(good) * 8):  # nothing follows the last line that could tell
+        spoilt = bytearray(good)
+        spoilt[bit // 8] ^= 1 << (bit % 8)
+        index.write_bytes(spoilt)
+        with pytest.raises(Reject) as caught:
+            check()
+        assert caught.value.code in (Code.RECORD_STRUCTURE, Code.RECORD_HASH), bit
+    index.write_bytes(good[:-1] + b"\x0b")
+    rejects("record.structure", lambda: store.add(payload(Minted(seed=b"device 9")), KEY))
+    assert index.read_bytes() == good[:-1] + b"\x0b", "a writer destroyed the sign of a change"
 
 
 def test_a_record_that_was_changed_or_taken_away(store: EvidenceStore) -> None:

@@ -13,6 +13,7 @@ from attestation import eat, evidence, nonce
 from attestation.ear import Entry, Status
 from attestation.evidence_store import EvidenceStore
 from attestation.keys import Alg
+from attestation.reappraisal import reappraise
 from attestation.service.app import EVIDENCE_TYPE
 from attestation.service.audit import AuditLog
 from attestation.service.judge import Records
@@ -302,6 +303,19 @@ async def test_6_every_result_leaves_its_line_and_its_record(files: Files, tmp_p
     assert records[0].about == {"audience": AUDIENCE}
     secrets = [files.ear_key.read_text().splitlines()[1], (files.nonce_keys / "1").read_bytes().hex()]
     assert not any(secret in log.read_text() for secret in secrets)
+
+
+async def test_6_a_replay_and_a_twin_leave_records_that_can_be_judged_again(files: Files, tmp_path: Path) -> None:
+    key, store = private_key(Alg.ES256, b"evidence"), EvidenceStore(tmp_path / "evidence", create=True)
+    async with running(files, records=Records(store, key)) as service:
+        nonce = await service.nonce(DEVICE.ueid)
+        for said in ("accepted", "replay"):
+            assert (await service.result(DEVICE.answer(nonce), DEVICE.ueid, nonce)).reason == said
+        assert await service.reason(DEVICE, {eat.BOOTSEED: bytes(16)}) == "clone.seed"
+    rules = files.trust.policy("default")
+    assert rules is not None
+    found = [reappraise(store.envelope(line.record), [key.public_key()], rules) for line in store.lines()]
+    assert [(one.outcome.value, one.code) for one in found] == [("holds", ""), ("still fails", "clone.seed")]
 
 
 async def test_6_no_result_without_its_record(files: Files, tmp_path: Path) -> None:
