@@ -16,10 +16,11 @@ Reading accepts an item only if all of these rules hold; each has its own reason
 9. Text is UTF-8 (``cbor.utf8``).
 10. Nothing follows the item (``cbor.trailing``).
 
-Input of at most ``LIMIT`` bytes is first tried with ``cbor2``. What it decodes is taken only if there are few enough
-items, every value is of a type that the rules allow, and the shortest encodings of all items together are exactly as
-long as the input: then every head was shortest and nothing followed. Whatever else happens there, the reader of this
-module reads the input again and decides, so that each rule has one home and one reason code.
+Input of at most ``LIMIT`` bytes, which so few bytes keep small whatever they announce, is first tried with ``cbor2``: it
+sets nothing aside for what is only announced. What it decodes is taken only if there are few enough items, every value is
+of a type that the rules allow, and the shortest encodings of all items together are exactly as long as the input: then
+every head was shortest and nothing followed. Whatever else happens there, the reader of this module reads the input again
+and decides, so that each rule has one home and one reason code; it counts what is announced before it reads any of it.
 
 Writing is core deterministic (RFC 8949 section 4.2.1): shortest forms, keys in the order of their encoded bytes.
 """
@@ -86,8 +87,8 @@ def strict_loads(
             value = cbor2.loads(
                 data, max_depth=8, allow_indefinite=False, allow_duplicate_keys=False, semantic_decoders=_NO_TAGS
             )
-            size, count = _shortest((value,), max_depth)
-            if size == len(data) and count <= max_items:
+            size, _ = _shortest((value,), max_depth, max_items)
+            if size == len(data):
                 return value  # type: ignore[no-any-return]  # _shortest knows no type beside those of Value
         except Exception:  # noqa: S110, BLE001  # the reader below decides, and names the reason
             pass
@@ -139,13 +140,15 @@ class _NoTags(dict[int, Any]):
 _NO_TAGS: Final = _NoTags()
 
 
-def _shortest(items: Any, depth: int) -> tuple[int, int]:
+def _shortest(items: Any, depth: int, most: int) -> tuple[int, int]:
     """Bytes that the shortest encodings of these items take, and how many items they are, keys and values counted alike.
 
     Raises:
-        ValueError: what rules 6 to 8 refuse.
+        ValueError: what rules 5 to 8 refuse; of too many items no more than `most` are looked at.
     """
     size = count = len(items)  # a head has at least one byte
+    if count > most:
+        raise ValueError("items")
     for item in items:
         kind = type(item)
         if kind is int:
@@ -162,11 +165,11 @@ def _shortest(items: Any, depth: int) -> tuple[int, int]:
             raise ValueError("depth, or type")
         elif kind is list:
             argument = len(item)
-            inner = _shortest(item, depth - 1)
+            inner = _shortest(item, depth - 1, most - count)
             size, count = size + inner[0], count + inner[1]
         elif kind is dict:
             argument = len(item)
-            inner = _shortest(item.values(), depth - 1)
+            inner = _shortest(item.values(), depth - 1, most - count - argument)
             size, count = size + _keys_size(item) + inner[0], count + argument + inner[1]
         else:
             raise ValueError("type")
@@ -287,7 +290,7 @@ class _Reader:
             if type(key) is not int and type(key) is not str:
                 raise Reject(Code.CBOR_KEY, f"the map key at byte {where} is neither integer nor text")
             if key in result:
-                raise Reject(Code.CBOR_DUPKEY, f"the map key {key!r} at byte {where} occurs twice")
+                raise Reject(Code.CBOR_DUPKEY, f"the map key {key!r:.40} at byte {where} occurs twice")
             result[key] = read(inner)
         return result
 

@@ -156,7 +156,7 @@ def parse(
         alg = _check_headers(inner_labels, outer_labels, protected, unprotected, algs)
     if content_type is not None and inner_labels.get(CONTENT_TYPE) != content_type:
         found = inner_labels.get(CONTENT_TYPE)
-        raise Reject(Code.COSE_CONTENTTYPE, f"content type {found!r}, expected {content_type!r}")
+        raise Reject(Code.COSE_CONTENTTYPE, f"content type {found!r:.60}, expected {content_type!r}")
     if not isinstance(payload, bytes):
         raise Reject(Code.COSE_DETACHED, "the payload is not a byte string in the message")
     if len(signature) != _SIGNATURE_SIZE[alg]:
@@ -259,7 +259,7 @@ def _integer_labels(header: dict[int | str, Value], name: str) -> dict[int, Valu
     labels: dict[int, Value] = {}
     for label, value in header.items():
         if not isinstance(label, int):
-            raise Reject(Code.COSE_HEADER, f"the {name} header holds the text label {label!r}")
+            raise Reject(Code.COSE_HEADER, f"the {name} header holds the text label {label!r:.40}")
         labels[label] = value
     return labels
 
@@ -278,7 +278,7 @@ def _check_headers(
     value = inner.get(ALG)
     if type(value) is not int or value not in algs:
         allowed = ", ".join(alg.name for alg in sorted(algs))
-        raise Reject(Code.COSE_ALG, f"protected alg {value!r}, allowed are {allowed}")
+        raise Reject(Code.COSE_ALG, f"protected alg {value!r:.40}, allowed are {allowed}")
     for name, header, allowed_labels in (
         ("protected", inner, protected),
         ("unprotected", outer, unprotected),

@@ -143,7 +143,7 @@ def parse_certificate(
     """
     message, claims = _open(data, algs)
     if excess := claims.keys() - _LAYER_FIELDS:
-        raise Reject(Code.DICE_FIELD, f"the certificate holds the unknown field {sorted(map(str, excess))[0]}")
+        raise Reject(Code.DICE_FIELD, f"the certificate holds the unknown field {min(map(repr, excess)):.40}")
     issuer, subject, key = _identity(claims, compressed_ids)
     if claims.get(KEY_USAGE) != _KEY_CERT_SIGN:
         raise Reject(Code.DICE_KEYUSAGE, "the key usage of a layer is exactly keyCertSign, h'20'")
@@ -172,8 +172,7 @@ def parse_leaf(data: bytes, *, algs: Set[Alg] = cose.ALL_ALGS, compressed_ids: b
     """
     message, claims = _open(data, algs)
     if excess := claims.keys() - _LEAF_FIELDS:
-        found = sorted(map(str, excess))[0]
-        raise Reject(Code.DICE_FIELD, f"the attestation-key certificate holds the field {found}")
+        raise Reject(Code.DICE_FIELD, f"the attestation-key certificate holds the field {min(map(repr, excess)):.40}")
     issuer, subject, key = _identity(claims, compressed_ids)
     if claims.get(KEY_USAGE) != _DIGITAL_SIGNATURE:
         raise Reject(Code.LEAF_KEYUSAGE, "the key usage of an attestation key is exactly digitalSignature, h'01'")
@@ -331,7 +330,7 @@ def _descriptor(data: bytes, required: frozenset[int], optional: frozenset[int])
     if missing := required - values.keys():
         raise Reject(Code.DICE_CONFIG, f"the configuration descriptor lacks {max(missing)}")
     if excess := values.keys() - required - optional:
-        raise Reject(Code.DICE_CONFIG, f"the configuration descriptor holds the unknown {sorted(map(str, excess))[0]}")
+        raise Reject(Code.DICE_CONFIG, f"the configuration descriptor holds the unknown {min(map(repr, excess)):.40}")
     return values
 
 

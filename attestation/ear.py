@@ -89,6 +89,7 @@ class Entry(IntEnum):
 
 
 _CRYPTO_FAILED: Final = 99
+_MOST_UNPROVEN: Final = 8
 _GOOD: Final = {Entry.INSTANCE_IDENTITY: 2, Entry.CONFIGURATION: 2, Entry.EXECUTABLES: 3, Entry.HARDWARE: 2}
 _BAD: Final[Mapping[Code, tuple[Entry, int]]] = {
     Code.DEVICE_UNKNOWN: (Entry.INSTANCE_IDENTITY, 97),
@@ -98,6 +99,8 @@ _BAD: Final[Mapping[Code, tuple[Entry, int]]] = {
     Code.CHAIN_DENIED: (Entry.INSTANCE_IDENTITY, 96),
     Code.EAT_UEID: (Entry.INSTANCE_IDENTITY, 96),
     Code.CLONE_BOOTCOUNT: (Entry.INSTANCE_IDENTITY, 96),
+    Code.CLONE_SEED: (Entry.INSTANCE_IDENTITY, 96),
+    Code.CLONE_IDENTITY: (Entry.INSTANCE_IDENTITY, 96),
     Code.REF_CODE: (Entry.EXECUTABLES, 33),
     Code.REF_LAYERS: (Entry.EXECUTABLES, 33),
     Code.BOOT_ID: (Entry.EXECUTABLES, 33),
@@ -230,7 +233,7 @@ def mint(
         POLICY_IDS: [policy_id],
         REASON: verdict.code.value if verdict.code else ACCEPTED,
         ROOT_OF_TRUST: verdict.tier.value if verdict.tier else "",
-        UNPROVEN: [text[:160] for text in verdict.unproven[:8]],
+        UNPROVEN: _shortened(verdict.unproven),
     }
     claims: dict[int, Writable] = {
         EXP: now + ttl,
@@ -268,7 +271,7 @@ def check(data: bytes, accepted_keys: Mapping[bytes, PublicKey], *, nonce: bytes
     if claims.get(EAT_PROFILE) != PROFILE:
         raise Reject(Code.EAR_PROFILE, f"profile {claims.get(EAT_PROFILE)!r:.60}, expected {PROFILE}")
     if claims.keys() != _CLAIMS:
-        raise _structure(f"claims {sorted(map(str, claims.keys() ^ _CLAIMS))} are missing or unknown")
+        raise _structure(f"claim {min(map(repr, claims.keys() ^ _CLAIMS)):.40} is missing or unknown")
     submods = claims[SUBMODS]
     appraisal = submods.get(SUBMODULE) if isinstance(submods, dict) and len(submods) == 1 else None
     if not isinstance(appraisal, dict) or appraisal.keys() != _APPRAISAL:
@@ -310,6 +313,13 @@ def _check_status(result: Ear, inner: Status) -> None:
 def _worst(vector: Mapping[Entry, int]) -> Status:
     worst = max(vector.values(), default=0)
     return max(status for status in Status if status <= worst)
+
+
+def _shortened(unproven: tuple[str, ...]) -> list[str]:
+    """What was not proven, so that it fits a result: the last of 8 says how many were left out."""
+    kept = unproven if len(unproven) <= _MOST_UNPROVEN else unproven[: _MOST_UNPROVEN - 1]
+    left_out = len(unproven) - len(kept)
+    return [text[:160] for text in kept] + ([f"{left_out} more"] if left_out else [])
 
 
 def _structure(message: str) -> Reject:
@@ -364,8 +374,8 @@ def _root_of_trust(value: Value) -> RootOfTrust | None:
 
 
 def _unproven(value: Value) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > 8:
-        raise _structure("what is unproven is not an array of at most 8")
+    if not isinstance(value, list) or len(value) > _MOST_UNPROVEN:
+        raise _structure(f"what is unproven is not an array of at most {_MOST_UNPROVEN}")
     return tuple(_text(item, 160, "what is unproven") for item in value)
 
 

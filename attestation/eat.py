@@ -216,7 +216,7 @@ def _check_labels(claims: Mapping[int | str, Value]) -> None:
     if missing := _REQUIRED - claims.keys():
         raise Reject(Code.EAT_CLAIM, f"claim {max(missing)} is missing")
     if excess := claims.keys() - _REQUIRED - {CNF}:
-        raise Reject(Code.EAT_UNKNOWN, f"claim {sorted(map(str, excess))[0]} is not part of the profile")
+        raise Reject(Code.EAT_UNKNOWN, f"claim {min(map(repr, excess)):.40} is not part of the profile")
 
 
 def _debug_status(value: Value) -> DebugStatus:
@@ -281,8 +281,8 @@ def _data_images(value: Value) -> Mapping[str, Measurement]:
         raise Reject(Code.EAT_CLAIM, "data images are not a map of at most 16")
     images: dict[str, Measurement] = {}
     for label, digest in value.items():
-        if not isinstance(label, str) or not 0 < len(label) <= 16:
-            raise Reject(Code.EAT_CLAIM, "the label of a data image is not text of 1 to 16 characters")
+        if not isinstance(label, str) or not 0 < len(label) <= 16 or not label.isprintable():
+            raise Reject(Code.EAT_CLAIM, "the label of a data image is not printable text of 1 to 16 characters")
         alg, content = digest if isinstance(digest, list) and len(digest) == 2 else (None, None)
         if type(alg) is not int or not isinstance(content, bytes) or _DIGEST_SIZES.get(alg) != len(content):
             raise Reject(Code.EAT_CLAIM, f"data image {label!r} has no digest of a known algorithm and its length")

@@ -98,16 +98,16 @@ def read_cose(source: bytes | Value) -> tuple[PublicKey, bytes]:
     if _D in value:
         raise Reject(Code.KEY_PRIVATE, "the COSE_Key holds d (-4), the private part")
     if not value.keys() <= _FIELDS:
-        raise Reject(Code.KEY_STRUCTURE, f"unknown COSE_Key fields {sorted(map(str, value.keys() - _FIELDS))}")
+        raise Reject(Code.KEY_STRUCTURE, f"the unknown COSE_Key field {min(map(repr, value.keys() - _FIELDS)):.40}")
     kty, crv, x, y = value.get(_KTY), value.get(_CRV), value.get(_X), value.get(_Y)
     if type(kty) is not int or kty not in (_KTY_OKP, _KTY_EC2):
-        raise Reject(Code.KEY_TYPE, f"key type {kty!r}, expected 1 (OKP) or 2 (EC2)")
+        raise Reject(Code.KEY_TYPE, f"key type {kty!r:.40}, expected 1 (OKP) or 2 (EC2)")
     if type(crv) is not int or (kty, crv) not in (
         (_KTY_OKP, _CRV_ED25519),
         (_KTY_EC2, _CRV_P256),
         (_KTY_EC2, _CRV_P384),
     ):
-        raise Reject(Code.KEY_CURVE, f"curve {crv!r} for key type {kty}, expected 6 for OKP, 1 or 2 for EC2")
+        raise Reject(Code.KEY_CURVE, f"curve {crv!r:.40} for key type {kty}, expected 6 for OKP, 1 or 2 for EC2")
     width = 48 if crv == _CRV_P384 else 32
     if not isinstance(x, bytes) or len(x) != width:
         raise Reject(Code.KEY_LENGTH, f"x is not a byte string of {width} bytes")
@@ -127,7 +127,7 @@ def _check_usage(value: dict[int | str, Value], alg: Alg) -> None:
     if _KID in value and not isinstance(value[_KID], bytes):
         raise Reject(Code.KEY_STRUCTURE, "kid is not a byte string")
     if _ALG in value and (type(value[_ALG]) is not int or value[_ALG] != alg):
-        raise Reject(Code.KEY_ALG, f"the key says algorithm {value[_ALG]!r}, its curve means {int(alg)}")
+        raise Reject(Code.KEY_ALG, f"the key says algorithm {value[_ALG]!r:.40}, its curve means {int(alg)}")
     if _OPS in value:
         ops = value[_OPS]
         if not isinstance(ops, list) or not any(type(op) is int and op == _OP_VERIFY for op in ops):

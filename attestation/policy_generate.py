@@ -6,11 +6,14 @@ The input is what ``firmware-pipeline inspect --json`` prints. Rules (tests name
 1. Read strictly in types; only fields that are used are looked at, since a report may grow. Config schema 1.
 2. Every chip of the artifact, or those that are chosen, lends its measurements in every algorithm, its project name, and
    its partition table. Chips that are chosen must be there.
-3. The lowest security version that is accepted is the lowest of the chosen chips: nothing older passes.
+3. The lowest security version that is accepted is the lowest of the chosen chips: nothing older passes. A policy to start
+   from keeps its own, which nothing but a person lowers: an artifact below it is refused.
 4. A bootloader that is in the artifact is accepted only if that is asked for, and then it must be there: devices often run
    one that was never in an artifact.
 5. What an artifact cannot know comes from whoever makes the policy: other bootloaders' measurements, authority hashes, the
    weakest root of trust, signers. Where a policy is given to start from, it is kept, and only added to.
+6. Partition tables are left open only where that is asked for, or where neither the chosen chips nor the policy to start
+   from name any: one chip that names none does not open the others'.
 """
 
 import json
@@ -102,7 +105,7 @@ def generate(
     require_measured: RequireMeasured | None = None,
     any_partition_table: bool = False,
 ) -> AttestationPolicySpec:
-    """The policy (rules 2 to 5).
+    """The policy (rules 2 to 6).
 
     Args:
         report: what the artifact holds.
@@ -114,8 +117,8 @@ def generate(
         any_partition_table: leave partition tables open.
 
     Raises:
-        Reject: ``policy.invalid``, a chosen chip or its bootloader is not in the artifact, or the outcome is not a valid
-            policy.
+        Reject: ``policy.invalid``, a chosen chip, its bootloader or its partition table is not in the artifact, the
+            artifact is older than the policy to start from allows, or the outcome is not a valid policy.
     """
     unknown = sorted(set(chips) - {chip.chip for chip in report.chips})
     if unknown:
@@ -134,14 +137,16 @@ def generate(
         application["measurements"], (entry.model_dump(mode="json") for one in chosen for entry in one.measurements)
     )
     lowest = min(one.app.secure_version for one in chosen)
-    application["minSecurityVersion"] = lowest if base is None else min(lowest, application["minSecurityVersion"])
+    if base is not None and lowest < base.application.min_security_version:
+        raise Reject(
+            Code.POLICY_INVALID,
+            f"the artifact has security version {lowest}, the policy to start from demands"
+            f" {base.application.min_security_version}: lower its application.minSecurityVersion by hand if that is meant",
+        )
+    application["minSecurityVersion"] = lowest if base is None else base.application.min_security_version
     bootloader["measurements"] = _with(bootloader["measurements"], [*own, *map(_ref, bootloaders)])
     content["authorityHashes"] = _with(content["authorityHashes"], (value.hex() for value in authorities))
-    tables = [one.partition_table_sha256 for one in chosen]
-    if any_partition_table or None in tables:
-        content["partitionTables"] = []
-    elif base is None or content["partitionTables"]:
-        content["partitionTables"] = _with(content["partitionTables"], tables)
+    content["partitionTables"] = [] if any_partition_table else _tables(selected, base)
     if signers:
         required = content.setdefault("requiredSigners", {"keys": []})
         required["keys"] = _with(required["keys"], (one.model_dump(mode="json", by_alias=True) for one in signers))
@@ -155,6 +160,23 @@ def generate(
         return AttestationPolicySpec.model_validate_json(_json(content))
     except ValidationError as error:
         raise Reject(Code.POLICY_INVALID, f"the policy that this would make: {first_error(error)}") from error
+
+
+def _tables(selected: Sequence[_Chip], base: AttestationPolicySpec | None) -> list[str]:
+    """Rule 6, where they need not stay open."""
+    known = list(base.partition_tables) if base is not None else []
+    found = [chip.config.partition_table_sha256 for chip in selected]
+    if base is not None and not known:
+        return []
+    if without := [chip.chip for chip in selected if chip.config.partition_table_sha256 is None]:
+        if not known and not any(found):
+            return []
+        raise Reject(
+            Code.POLICY_INVALID,
+            f"the artifact names no partition table for {without[0]}: choose other chips, or leave all tables open"
+            " (--any-partition-table)",
+        )
+    return _with(known, found)
 
 
 def weak_points(policy: AttestationPolicySpec) -> list[str]:

@@ -305,10 +305,14 @@ class _Judge:
         secure_boot = bool(fuses & dice_cbor.EFUSE_SECURE_BOOT)
         locked = fuses & dice_cbor.EFUSES_LOCKED == dice_cbor.EFUSES_LOCKED
         if must_be_locked and not locked:
-            raise Reject(Code.REF_EFUSES, f"enrolled as {self.device.tier}, but security eFuses are open ({fuses:#010b})")
+            raise Reject(
+                Code.REF_EFUSES, f"enrolled as {self.device.tier}, but security eFuses are open ({fuses:#010b})"
+            )
         for name, layer in self._layers():
             if layer.mode is Mode.NORMAL and not locked:
-                raise Reject(Code.REF_EFUSES, f"the {name} runs in mode Normal with open security eFuses ({fuses:#010b})")
+                raise Reject(
+                    Code.REF_EFUSES, f"the {name} runs in mode Normal with open security eFuses ({fuses:#010b})"
+                )
             if (layer.mode is Mode.NOT_CONFIGURED) is secure_boot:
                 state = "on" if secure_boot else "off"
                 raise Reject(Code.REF_EFUSES, f"the {name} runs in mode {layer.mode} although secure boot is {state}")
@@ -401,7 +405,7 @@ class _Judge:
         policy, device = self.context.policy, self.context.device
         strong = policy is not None and device is not None and device.tier.at_least(policy.min_root_of_trust)
         if not strong and policy is not None and device is not None:
-            self.unproven.append(f"a root of trust of {policy.min_root_of_trust}: the device has {device.tier}")
+            self.unproven.insert(0, f"a root of trust of {policy.min_root_of_trust}: the device has {device.tier}")
         accepted = reject is None
         return Verdict(
             accepted=accepted,

@@ -74,7 +74,7 @@ def key(
         made = device.signing_key(secret, alg)
     _write_private(out, keys.private_to_pem(made))
     public = made.public_key()
-    out.with_name(out.name + ".pub").write_text(keys.to_pem(public), encoding="ascii")
+    _write(out.with_name(out.name + ".pub"), keys.to_pem(public).encode("ascii"))
     content = {"id": keys.ueid(public).hex(), "anchorId": keys.dice_id(public).hex()}
     json_or(as_json, content, lambda: typer.echo(f"id {content['id']}\nanchor {content['anchorId']}"))
 
@@ -97,7 +97,7 @@ def proof(
             factory_list.Entry(keys.encode_cose(own.public_key()), enrolment.mint_proof(own, batch), maker, hwmodel)
         )
     made = factory_list.write_csv(entries) if form is Form.CSV else factory_list.write_cbor(entries, batch)
-    sys.stdout.buffer.write(made)
+    _write_stdout(made, binary=form is Form.CBOR)
 
 
 @app.command()
@@ -138,6 +138,11 @@ def evidence(
         raise typer.BadParameter("--code, --bootloader and --authority must have hashes of one length")
     if len(seed) != 16:
         raise typer.BadParameter("--boot-seed wants 16 bytes in hex")
+    asked = from_hex(nonce, "--nonce")
+    if not 8 <= len(asked) <= 64:
+        raise typer.BadParameter(f"--nonce has {len(asked)} bytes, a nonce has 8 to 64")
+    if not 0 < len(name) <= 32 or not name.isprintable():
+        raise typer.BadParameter("--name wants 1 to 32 printable characters")
     config = device.application_config(
         project_name=name,
         secure_version=secure_version,
@@ -155,7 +160,7 @@ def evidence(
     chain = [certify(signers[n], signers[n + 1].public_key(), layers[n]) for n in range(2)]
     token = device.eat(
         device.eat_claims(
-            nonce=from_hex(nonce, "--nonce"),
+            nonce=asked,
             ueid=keys.ueid(uds.public_key()),
             oemid=bytes(16),
             hwmodel=b"demo",
@@ -172,7 +177,7 @@ def evidence(
     )
     made = device.evidence(keys.dice_id(uds.public_key()), chain, token)
     if out is not None:
-        out.write_bytes(made)
+        _write(out, made)
     content = {
         "evidence": base64url(made),
         "bytes": len(made),
@@ -183,7 +188,7 @@ def evidence(
     if as_json or out is not None:
         json_or(as_json, content, lambda: typer.echo(f"{len(made)} bytes"))
     else:
-        sys.stdout.buffer.write(made)
+        _write_stdout(made)
 
 
 @app.command(name="succession")
@@ -199,10 +204,7 @@ def mint_succession(
     """Let an owner's key name the key that follows it on every device that holds the old one."""
     old, new = private_key(key, "--key"), public_key(successor, "--successor")
     made = succession.mint(succession.Kind[kind.name], new, generation, old)
-    try:
-        out.write_bytes(made)
-    except OSError as error:
-        raise typer.BadParameter(f"--out {out}: {error.strerror}") from error
+    _write(out, made)
     ids = {"from": keys.key_id(old.public_key()).hex(), "to": keys.key_id(new).hex()}
     content = {"kind": kind.value, "generation": generation, **ids, "bytes": len(made)}
     json_or(as_json, content, lambda: typer.echo(f"{kind} key {ids['from']} is followed by {ids['to']}: {out}"))
@@ -222,6 +224,21 @@ def _layer_key(uds: PrivateKey, layer: device.Layer) -> PrivateKey:
 
 def _named(digest: bytes) -> str:
     return {32: "sha256", 48: "sha384", 64: "sha512"}[len(digest)]
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise typer.BadParameter(f"--out {path}: {error.strerror}") from error
+
+
+def _write_stdout(data: bytes, *, binary: bool = True) -> None:
+    if binary and sys.stdout.isatty():
+        raise typer.BadParameter(
+            "this is binary, and standard output is a terminal: redirect it to a file or a program"
+        )
+    sys.stdout.buffer.write(data)
 
 
 def _write_private(path: Path, pem: bytes) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from attestation import eat
 from attestation.cli import judging
 from attestation.cli.common import (
     AsJson,
@@ -20,12 +19,10 @@ from attestation.cli.common import (
     now,
     open_trust,
     policy_from,
-    read_input,
     verb,
 )
+from attestation.cli.evidence_file import EvidenceFile, read_evidence
 from attestation.verifier import verify as judge
-
-EvidenceFile = Annotated[str, typer.Argument(metavar="EVIDENCE", help="File with the evidence; - reads stdin.")]
 
 
 @verb
@@ -46,7 +43,7 @@ def command(
     boot_ids = frozenset(from_hex(value, "--boot-id") for value in boot_id) if boot_id else None
     asked = from_hex(nonce, "--nonce")
     rules = policy_from(policy) if policy else None
-    data = read_input(evidence, eat.EVIDENCE_LIMIT)
+    data = read_evidence(evidence)
     store = open_trust(trust)
     context = judging.context_for(store, data, asked, now=now(), policy=rules)
     verdict = judge(data, replace(context, expected=expected, boot_ids=boot_ids))

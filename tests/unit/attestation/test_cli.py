@@ -17,7 +17,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner, Result
 
-from attestation import cli, evidence, keys
+from attestation import cli, evidence, keys, mint
 from attestation.cbor import strict_loads
 from attestation.cli import Exit
 from attestation.cli.common import now
@@ -28,7 +28,7 @@ from attestation.policy import policy_hash
 from attestation.verifier import verify
 from tests.unit.attestation import test_enrolment as pki
 from tests.unit.attestation.test_verifier_directory import spec, write_policy
-from tests.unit.attestation.world import NOW, Minted, context, policy, private_key
+from tests.unit.attestation.world import NOW, Minted, compressed, context, policy, private_key
 
 NONCE = "11" * 32
 
@@ -111,6 +111,38 @@ def test_from_the_factory_to_a_verdict_and_to_revocation(home: Path, form: str, 
     assert json.loads(run("enroll", "show", device[:12]).stdout)["spec"]["enrolled"]["batch"] == "b1"
     run("enroll", "show", device[:4], code=Exit.USAGE)
     run("enroll", "show", "00000000", code=Exit.USAGE)
+
+
+def test_a_second_enrolment_asks_for_the_same_or_is_refused(home: Path) -> None:
+    device = out("mint", "key", "--out", "uds.pem")["id"]
+    minted()
+    rules = Path("data/flashjob/trust/policies")
+    (rules / "other.yaml").write_bytes((rules / "demo.yaml").read_bytes())
+    run("mint", "key", "--out", "fresh.pem")
+    both = ("mint", "proof", "--key", "fresh.pem", "--key", "uds.pem", "--batch", "b1")
+    one = run("mint", "proof", "--key", "uds.pem", "--batch", "b1", "--hwmodel", "s3").stdout_bytes
+    run("enroll", "factory-list", "-", "--batch", "b1", *ENROLL, stdin=one)
+    for changes, what in (
+        (["--root-of-trust", "SelfReported"], "root of trust SignedBoot, not SelfReported"),
+        (["--policy", "other"], "policy demo, not other"),
+    ):
+        refused = run("enroll", "factory-list", "-", "--batch", "b1", *ENROLL, *changes,
+                      stdin=run(*both).stdout_bytes, code=Exit.REJECTED)  # fmt: skip
+        assert f"enrol.known: {device}" in refused.stderr
+        assert what in refused.stderr
+        assert [row["id"] for row in out("enroll", "list")] == [device], "a list is enrolled whole or not at all"
+    two = run("mint", "proof", "--key", "uds.pem", "--batch", "b1", "--hwmodel", "c3").stdout_bytes
+    assert "hwmodel s3, not c3" in run(
+        "enroll", "factory-list", "-", "--batch", "b1", *ENROLL, stdin=two, code=Exit.REJECTED
+    ).stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["factory-list", "vendor-ca"])
+def test_an_enrolment_is_somebodys(home: Path, way: str) -> None:
+    minted()
+    asked = ("--batch", "b") if way == "factory-list" else ("--root", "root.pem")
+    refused = run("enroll", way, "nowhere", *asked, *ENROLL[:-1], " ", code=Exit.REJECTED)
+    assert "standing: by must be" in refused.stderr
 
 
 def test_first_use_waits_for_a_person(home: Path) -> None:
@@ -285,6 +317,27 @@ def test_the_bootloader_of_an_artifact_is_accepted_when_that_is_asked_for(home: 
     assert "no bootloader for esp32s3" in lacking.stderr
 
 
+def test_a_policy_to_start_from_is_never_loosened(home: Path) -> None:
+    """Rules 3 and 6: neither its lowest security version nor its partition tables."""
+    report = json.dumps(REPORT)
+    bare: Any = json.loads(report)
+    del bare["chips"][1]["config"]["partitionTableSha256"]
+    Path("base.yaml").write_text("application: {minSecurityVersion: 3}\n")
+    words = ("policy", "generate", "-")
+    older = run(*words, "--base", "base.yaml", stdin=report.encode(), code=Exit.TRUST)
+    assert "security version 2, the policy to start from demands 3" in older.stderr
+    same = out(*words, "--base", "base.yaml", "--chip", "esp32c3", stdin=report.encode())
+    assert same["application"]["minSecurityVersion"] == 3
+    Path("base.yaml").write_text(f"partitionTables: ['{'ab' * 32}']\n")
+    for base in (["--base", "base.yaml"], []):
+        opened = run(*words, *base, stdin=json.dumps(bare).encode(), code=Exit.TRUST)
+        assert "no partition table for esp32s3" in opened.stderr
+    assert "partitionTables" not in out(*words, "--any-partition-table", stdin=json.dumps(bare).encode())
+    kept = out(*words, "--base", "base.yaml", stdin=report.encode())["partitionTables"]
+    assert kept == ["ab" * 32, Minted().partition_table.hex()]
+    assert "partitionTables" not in out(*words, "--chip", "esp32s3", stdin=json.dumps(bare).encode())
+
+
 def test_generate_refuses_what_it_cannot_do(home: Path) -> None:
     report = json.dumps(REPORT).encode()
     unknown = run("policy", "generate", "-", "--chip", "esp32", stdin=report, code=Exit.TRUST)
@@ -358,18 +411,70 @@ def test_reappraise_notices_what_was_changed_also_in_what_it_does_not_judge(home
     assert "record.structure" in run(*again, code=Exit.TRUST).stderr
 
 
+NOT_EVIDENCE = {
+    "JSON": b'{"a": 1}',
+    "PEM": b"-----BEGIN CERTIFICATE-----\n",
+    "hex": b"84015422\n",
+    "base64": b"hAFUaVb8k8yUUklreydHa2TTS_QvjF6CWQH5\n",
+    "DER": bytes.fromhex("30820100"),
+    "empty": b"",
+    "something else": b"\x00",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_EVIDENCE)
+def test_a_file_that_is_no_evidence_is_told_what_it_is(home: Path, kind: str) -> None:
+    for words in (("explain", "-"), ("verify", "-", "--nonce", NONCE)):
+        said = run(*words, stdin=NOT_EVIDENCE[kind], code=Exit.REJECTED)
+        assert f"this is {kind}" in said.stderr.splitlines()[0]
+        assert "[1, anchor id, [certificates], EAT]" in said.stderr
+
+
+def test_explain_shows_what_it_can_read_and_why_not_the_rest(home: Path) -> None:
+    phone, leaf = Minted(), private_key(Alg.ES256, b"attestation key")
+    Path("odd.bin").write_bytes(phone.evidence(token=phone.token({265: "tag:other"})))
+    odd = out("explain", "odd.bin", code=Exit.REJECTED)
+    assert odd["token"]["unreadable"].startswith("eat.profile: ")
+    assert odd["layer 1"]["name"] == "porch"
+    assert "eat.profile" in run("explain", "odd.bin", code=Exit.REJECTED).stdout
+    chain = [*phone.x509_chain(), mint.x509_leaf(phone.key("app"), leaf.public_key())]
+    Path("three.bin").write_bytes(phone.evidence(chain, phone.token(key=leaf)))
+    three = out("explain", "three.bin")
+    assert three["attestation key 2"]["subject"] == keys.dice_id(leaf.public_key()).hex()
+    Path("old.bin").write_bytes(compressed(phone))
+    assert out("explain", "old.bin")["layer 0"]["id form"] == "Compressed"
+    Path("escape.bin").write_bytes(phone.evidence(token=phone.token({259: b"\x1b[2J"})))
+    assert out("explain", "escape.bin")["token"]["model"] == "\\x1b[2J"
+
+
 def test_mint_refuses_what_would_harm(home: Path) -> None:
     run("mint", "key", "--out", "uds.pem", "--uds", "00" * 31 + "01")
     assert Path("uds.pem").stat().st_mode & 0o777 == 0o600
     run("mint", "key", "--out", "uds.pem", code=Exit.USAGE)
     run("mint", "key", "--out", "x.pem", "--uds", "00", code=Exit.USAGE)
     run("mint", "evidence", "--key", "nowhere.pem", "--nonce", NONCE, code=Exit.USAGE)
+    for wrong in (
+        ["--nonce", "00" * 7],
+        ["--nonce", NONCE, "--name", ""],
+        ["--nonce", NONCE, "--out", "nowhere/e.bin"],
+    ):
+        run("mint", "evidence", "--key", "uds.pem", *wrong, code=Exit.USAGE)
     mixed = ("--code", "sha256:" + "00" * 32, "--authority", "00" * 64)
     run("mint", "evidence", "--key", "uds.pem", "--nonce", NONCE, *mixed, code=Exit.USAGE)
     piped = run("mint", "evidence", "--key", "uds.pem", "--nonce", NONCE).stdout_bytes
     assert out("explain", "-", stdin=piped)["token"]["nonce"] == NONCE
     minted(key="uds.pem")
     run("enroll", "factory-list", "-", "--batch", "b", *ENROLL, stdin=b"x", code=Exit.REJECTED)
+
+
+def test_binary_does_not_go_to_a_terminal(home: Path) -> None:
+    run("mint", "key", "--out", "uds.pem")
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "attestation.cli", "mint", "evidence", "--key", "uds.pem", "--nonce", NONCE]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(theirs)
+    os.close(ours)
+    assert (done.returncode, b"redirect" in done.stderr) == (Exit.USAGE, True)
 
 
 def attest(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:

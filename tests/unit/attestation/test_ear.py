@@ -12,7 +12,7 @@ from attestation.cbor import dumps, strict_loads
 from attestation.ear import Entry, Status
 from attestation.errors import Code, Reject
 from attestation.keys import Alg
-from attestation.policy import RootOfTrust
+from attestation.policy import Measurement, RootOfTrust
 from attestation.replay import InMemorySingleUse
 from attestation.verifier import Verdict, verify_once
 from tests.unit.attestation.world import NOW, Minted, context, judge, policy, private_key, rejects
@@ -75,6 +75,18 @@ def test_weak_root_unjudged_application_or_unconsumed_nonce_is_a_warning_at_best
     assert "root of trust" in read(minted(weak)).unproven[0]
 
 
+def test_what_is_left_out_of_a_long_list_is_counted_and_the_root_of_trust_never_is() -> None:
+    weak = policy(DEVICE, min_root_of_trust=RootOfTrust.ISOLATED)
+    images = {f"data{number}": frozenset[Measurement]() for number in range(20)}
+    verdict = once(policy=weak, data_images=images)
+    assert len(verdict.unproven) == 21
+    said = read(minted(verdict)).unproven
+    assert (len(said), said[-1]) == (8, "14 more")
+    assert "root of trust" in said[0]
+    few = once(policy=weak, data_images=dict(list(images.items())[:7]))
+    assert read(minted(few)).unproven == few.unproven
+
+
 @pytest.mark.parametrize(
     ("changes", "entry", "value"),
     [
@@ -116,7 +128,9 @@ def test_every_code_of_a_verdict_has_an_entry() -> None:
             assert not vector, code
         elif family in ("size", "cbor", "cose", "sig", "key", "evidence", "nonce", "replay", "leaf"):
             assert set(vector.values()) == {99}, code
-    for code in (Code.REF_CODE, Code.ROLLBACK, Code.BOOT_ID, Code.SLOT_STATE, Code.CLONE_BOOTCOUNT, Code.REF_DATA):
+    for code in (Code.CLONE_BOOTCOUNT, Code.CLONE_SEED, Code.CLONE_IDENTITY):
+        assert ear.vector_of(verdict._replace(code=code)) == {Entry.INSTANCE_IDENTITY: 96}, code
+    for code in (Code.REF_CODE, Code.ROLLBACK, Code.BOOT_ID, Code.SLOT_STATE, Code.REF_DATA):
         assert len(ear.vector_of(verdict._replace(code=code))) == 1, code
         assert ear.status_of(verdict._replace(code=code)) is Status.CONTRAINDICATED
 

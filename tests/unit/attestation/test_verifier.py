@@ -18,6 +18,7 @@ from attestation.policy import (
     AttestationPolicySpec,
     DebugStatus,
     DenyRules,
+    IdForm,
     LeafSigning,
     Measurement,
     Mode,
@@ -33,6 +34,7 @@ from tests.unit.attestation.world import (
     NOW,
     RING,
     Minted,
+    compressed,
     context,
     digest,
     judge,
@@ -221,6 +223,18 @@ def test_57_attestation_key_only_where_the_policy_says_so() -> None:
     refused("sig.invalid", judge(DEVICE, forged, policy=with_leaf), "chain")
 
 
+@pytest.mark.parametrize("alg", [Alg.ES256, Alg.ES384])
+def test_ids_from_compressed_points_only_where_the_policy_says_so(alg: Alg) -> None:
+    device = Minted(alg=alg)
+    rules = policy(device, algorithms=tuple(Algorithm))
+    old_form = rules.model_copy(update={"id_form": IdForm.COMPRESSED})
+    assert judge(device, compressed(device), policy=old_form).proven_at_tier
+    refused("anchor.id", judge(device, compressed(device), policy=rules), "device")
+    refused("anchor.id", judge(device, policy=old_form), "device")
+    mixed = mint.evidence(keys.dice_id(device.key("uds").public_key(), compressed=True), device.chain(), device.token())
+    refused("dice.subjectid", judge(device, mixed, policy=old_form), "chain")
+
+
 # Rules 8 and 9: claims, boot
 
 
@@ -280,7 +294,9 @@ def test_a_tier_above_self_reported_has_locked_efuses_whatever_mode_the_policy_a
     assert (weak.code, weak.proven_at_tier) == ("ref.efuses" if bit == 0 else None, False)
 
 
-@pytest.mark.parametrize(("mode0", "mode1", "efuses"), [(0, 0, LOCKED), (0, 1, LOCKED), (1, 0, 0), (1, 2, 1), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("mode0", "mode1", "efuses"), [(0, 0, LOCKED), (0, 1, LOCKED), (1, 0, 0), (1, 2, 1), (2, 1, 1)]
+)
 def test_mode_and_efuses_agree_in_every_layer(mode0: int, mode1: int, efuses: int) -> None:
     """Also where the lowest tier lets the modes themselves pass."""
     every = policy(DEVICE, modes=tuple(Mode))
