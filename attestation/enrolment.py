@@ -9,6 +9,7 @@ Rules (tests name them):
    authority and root of trust must be right before anything is believed.
 4. On first use nobody vouches for the key. Such a device waits until a named person, who has compared its id with the
    device's own label or console, approves it; a change of key is another device and waits again.
+5. A device that is enrolled already stays as it is. Who enrols it again must ask for the same (``enrol.known``).
 
 Source of the proof's form: a COSE_Sign1 (RFC 9052), untagged, by the UDS key, over {1: ueid, 2: batch}.
 """
@@ -23,7 +24,7 @@ from pydantic.alias_generators import to_camel
 from attestation import cose, files, keys, verifier
 from attestation.anchors import DeviceAnchor
 from attestation.cbor import dumps, strict_loads
-from attestation.device_file import Base64Url, HexBytes, base64url, first_error
+from attestation.device_file import Base64Url, DeviceSpec, HexBytes, base64url, first_error
 from attestation.errors import Code, Reject
 from attestation.keys import PrivateKey, PublicKey
 from attestation.policy import AttestationPolicySpec, RootOfTrust
@@ -31,6 +32,7 @@ from attestation.policy import AttestationPolicySpec, RootOfTrust
 PROOF_TYPE: Final = "application/vnd.flashjob.enrolment+cbor"
 PROOF_LIMIT: Final = 512
 _UEID, _BATCH = 1, 2
+_EDIT: Final = "change its file under devices/, if that is meant"
 
 
 def mint_proof(key: PrivateKey, batch: str) -> bytes:
@@ -123,6 +125,27 @@ def spec(
     if hwmodel is not None:
         content["hwmodel"] = hwmodel
     return content
+
+
+def check_same(known: DeviceSpec, asked: DeviceSpec) -> None:
+    """Rule 5.
+
+    Args:
+        known: the spec that the device has.
+        asked: another one with the same id; maker and model that it leaves open are not compared.
+
+    Raises:
+        Reject: ``enrol.known``, naming what differs.
+    """
+    parts = (
+        ("root of trust", known.root_of_trust, asked.root_of_trust, "it never changes, so leave the device out"),
+        ("policy", known.policy_ref.name, asked.policy_ref.name, _EDIT),
+        ("oemid", known.oemid and known.oemid.hex(), asked.oemid and asked.oemid.hex(), _EDIT),
+        ("hwmodel", known.hwmodel, asked.hwmodel, _EDIT),
+    )
+    for name, was, now, mend in parts:
+        if now is not None and was != now:
+            raise Reject(Code.ENROL_KNOWN, f"{asked.id} is enrolled already, with {name} {was}, not {now}: {mend}")
 
 
 class Pending(BaseModel):

@@ -170,6 +170,7 @@ class Code(StrEnum):
     ENROL_LIST = "enrol.list", "A factory list cannot be read, names a key twice, or names too many."
     ENROL_PROOF = "enrol.proof", "The proof that the enrolled key is held is missing or not that key's."
     ENROL_CERTIFICATE = "enrol.certificate", "A UDS certificate does not lead to a vendor CA by the rules."
+    ENROL_KNOWN = "enrol.known", "The device is enrolled already, and differently from what is asked for now."
     ENROL_PENDING = "enrol.pending", "There is no such device waiting for approval, or it may not be approved."
     STANDING = "standing", "A suspension, quarantine, release or revocation is not possible here, or lacks who and why."
 

@@ -70,8 +70,9 @@ def read(data: bytes, batch: str) -> tuple[Listed, ...]:
         try:
             listed = _check(entry, batch)
         except Reject as reject:
-            code = Code.ENROL_PROOF if reject.code is Code.ENROL_PROOF else Code.ENROL_LIST
-            raise Reject(code, f"device {number}: {reject}") from reject
+            known = reject.code in (Code.ENROL_PROOF, Code.ENROL_LIST)
+            code, why = (reject.code, reject.message) if known else (Code.ENROL_LIST, str(reject))
+            raise Reject(code, f"device {number}: {why}") from reject
         first = seen.setdefault(keys.raw(listed.key), number)
         if first != number:
             raise Reject(Code.ENROL_LIST, f"device {number} has the key of device {first}")

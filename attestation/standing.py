@@ -91,9 +91,18 @@ def changed(history: tuple[Change, ...], verb: Verb, *, by: str, reason: str, at
 
 def check_who_and_why(by: str, reason: str) -> None:
     """Rule 1, for every decision that a person makes about a device. Raises Reject ``standing``."""
-    for name, value, most in (("by", by, _MOST_NAME), ("reason", reason, _MOST_REASON)):
-        if not value.strip() or len(value) > most or not value.isprintable():
-            raise Reject(Code.STANDING, f"{name} must be 1 to {most} printable characters: say who and why")
+    check_who(by)
+    _check_text("reason", reason, _MOST_REASON, "why")
+
+
+def check_who(by: str) -> None:
+    """The first half of rule 1, for decisions that explain themselves. Raises Reject ``standing``."""
+    _check_text("by", by, _MOST_NAME, "who")
+
+
+def _check_text(name: str, value: str, most: int, what: str) -> None:
+    if not value.strip() or len(value) > most or not value.isprintable():
+        raise Reject(Code.STANDING, f"{name} must be 1 to {most} printable characters: say {what}")
 
 
 def current(history: tuple[Change, ...]) -> Standing:

@@ -29,6 +29,7 @@ from attestation.cli.common import (
     read_input,
     verb,
 )
+from attestation.device_file import DeviceFile
 from attestation.device_protocol import NONCE_SIZE
 from attestation.directory import TrustDirectory
 from attestation.eat import EVIDENCE_LIMIT
@@ -56,6 +57,7 @@ def from_factory_list(
     as_json: AsJson = False,
 ) -> None:
     """Enroll every device of a maker's list, or none: each key comes with a proof that it is held."""
+    standing.check_who(by)
     store = open_trust(trust, create=True)
     _policy(store, policy)
     listed = factory_list.read(read_input(file, factory_list.LIMIT_BYTES), batch)
@@ -87,13 +89,14 @@ def from_vendor_ca(
     as_json: AsJson = False,
 ) -> None:
     """Enroll every device whose UDS certificate leads to a trusted vendor CA, or none."""
+    standing.check_who(by)
     store = open_trust(trust, create=True)
     _policy(store, policy)
     at = now()
     limit = vendor_ca.LIMIT_BYTES * vendor_ca.MOST_CERTIFICATES
     roots = [one for path in root for one in vendor_ca.parse(read_input(str(path), limit))]
     between = [one for path in intermediate or () for one in vendor_ca.parse(read_input(str(path), limit))]
-    specs = []
+    specs = {}
     for name in certificates:
         try:
             path = vendor_ca.parse(read_input(name, limit))
@@ -101,8 +104,9 @@ def from_vendor_ca(
         except Reject as reject:
             raise Reject(reject.code, f"{name}: {reject.message}") from reject
         how = {"way": "vendor-ca", "by": by, "at": at, "serial": f"{path[0].serial_number:x}"}
-        specs.append(enrolment.spec(key, tier=root_of_trust, policy_name=policy, enrolled=how))
-    _enroll(store, specs, as_json)
+        spec = enrolment.spec(key, tier=root_of_trust, policy_name=policy, enrolled=how)
+        specs[spec["id"]] = spec
+    _enroll(store, list(specs.values()), as_json)
 
 
 @app.command("first-use")
@@ -129,7 +133,7 @@ def first_use(
     store = open_trust(trust, create=True)
     rules = _policy(store, policy)
     if store.by_ueid(keys.ueid(key)) is not None:
-        raise Reject(Code.ENROL_PENDING, f"{keys.ueid(key).hex()} is enrolled already")
+        raise Reject(Code.ENROL_KNOWN, f"{keys.ueid(key).hex()} is enrolled already: it need not wait")
     at = now()
     if where is not None:
         from attestation.cli.ask import answer
@@ -277,16 +281,18 @@ def _policy(store: TrustDirectory, name: str) -> AttestationPolicySpec:
 
 
 def _enroll(store: TrustDirectory, specs: list[dict[str, Any]], as_json: bool) -> None:
-    known = {ueid.hex() for ueid in store.ids()}
-    fresh = [spec for spec in specs if spec["id"] not in known]
+    fresh: list[dict[str, Any]] = []
+    known: list[dict[str, Any]] = []
+    for spec in specs:
+        found = store.file(bytes.fromhex(spec["id"]))
+        if found is not None:
+            enrolment.check_same(found.spec, DeviceFile.of({"spec": spec}, spec["id"]).spec)
+        (fresh if found is None else known).append(spec)
     for spec in fresh:
         store.enroll(spec)
-    content = {"enrolled": [spec["id"] for spec in fresh], "known": [s["id"] for s in specs if s["id"] in known]}
-    json_or(
-        as_json,
-        content,
-        lambda: typer.echo(f"enrolled {len(fresh)} devices, {len(specs) - len(fresh)} were enrolled already"),
-    )
+    content = {"enrolled": [spec["id"] for spec in fresh], "known": [spec["id"] for spec in known]}
+    show = f"enrolled {len(fresh)} devices, {len(known)} were enrolled already"
+    json_or(as_json, content, lambda: typer.echo(show))
 
 
 def _waiting(store: TrustDirectory, name: str) -> enrolment.Pending:
