@@ -59,7 +59,8 @@ def parse_address(text: str) -> Address:
         host = str(ipaddress.ip_address(host))
     except ValueError:
         if not _HOST_NAME.fullmatch(host) or host.replace(".", "").isdigit():
-            raise ValueError(f"{text!r} is not host:port") from None
+            message = f"{text!r} is neither an IP address nor a host name, with :port or without"
+            raise ValueError(message) from None
         host = host.lower().rstrip(".")
     return Address(host, _port(text, port, tls=tls), tls)
 

@@ -9,8 +9,11 @@
 
 Rules (tests name them):
 
-1. The text is one YAML mapping of at most 64 KiB, with plain values: no duplicate key, alias, tag or second document.
-2. Unknown fields and wrong types are refused; every refusal names the field.
+1. The text is one YAML mapping of at most 64 KiB, with plain values: text, whole numbers, true and false, as YAML 1.2
+   writes them (what looks like a date or a time is text). No duplicate key, alias, tag, second document, nor a character
+   that cannot be seen.
+2. Unknown fields and wrong types are refused; every refusal names the field, and says what belongs there. It is at most
+   `MAX_MESSAGE` characters long: it travels in a header.
 3. `list` is required. Ports are listed by `serial.ports` alone: `network`, `applications` and `attestIntervalSeconds`
    belong to Devices.
 4. The network handler lists Devices and takes `network`; the serial handler takes `serial` and needs at least one glob.
@@ -25,7 +28,8 @@ Rules (tests name them):
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from typing import Annotated, Any, Final, Literal, Self
@@ -36,6 +40,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from attestation.discovery.addresses import MAX_RANGE_HOSTS, Address, is_range, parse_address, parse_range
 
 MAX_BYTES: Final = 64 * 1024
+MAX_MESSAGE: Final = 1000
+_MAX_NESTING: Final = 8
+_MOST_ERRORS: Final = 3
 DEFAULT_INTERVAL_SECONDS: Final = 3600
 
 
@@ -72,7 +79,7 @@ def _ip(text: str) -> str:
     if is_range(text):
         parse_range(text)
     elif not parse_address(text).numeric:
-        raise ValueError(f"{text!r} is not an IP address; names go into network.static")
+        raise ValueError(f"{text!r} is neither an IP address nor a range of them; names go into network.static")
     return text
 
 
@@ -87,11 +94,14 @@ def _glob(text: str) -> str:
     return text
 
 
+_Text = Annotated[str, Field(max_length=300)]
+
+
 class Network(_Strict):
     """Where devices may be, besides the addresses of enrolled Devices."""
 
-    addresses: Annotated[tuple[Annotated[str, AfterValidator(_ip)], ...], Field(max_length=1024)] = ()
-    static: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], Field(max_length=1024)] = ()
+    addresses: Annotated[tuple[Annotated[_Text, AfterValidator(_ip)], ...], Field(max_length=1024)] = ()
+    static: Annotated[tuple[Annotated[_Text, AfterValidator(_address)], ...], Field(max_length=1024)] = ()
     mdns: bool = False
 
     @model_validator(mode="after")
@@ -108,7 +118,8 @@ class Serial(_Strict):
     """Which serial ports."""
 
     ports: Annotated[
-        tuple[Annotated[str, Field(max_length=256), AfterValidator(_glob)], ...], Field(min_length=1, max_length=64)
+        tuple[Annotated[str, Field(max_length=256), AfterValidator(_glob)], ...],
+        Field(min_length=1, max_length=64),
     ]
 
 
@@ -163,57 +174,116 @@ def parse_details(text: str, transport: Transport) -> Details:
     document = _load(text)
     try:
         details = Details.model_validate_json(json.dumps(document))
-    except TypeError as error:
-        raise DetailsError(f"discovery details: {error}; use plain strings, numbers, lists and mappings") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise DetailsError(f"discovery details: {f'{where}: ' if where else ''}{message}") from error
+        errors = error.errors(include_url=False, include_input=False)
+        said = "; ".join(map(_explained, errors[:_MOST_ERRORS]))
+        raise _refused(f": {said}{'; and more' if len(errors) > _MOST_ERRORS else ''}") from error
     _check_transport(details, transport)
     return details
+
+
+def _refused(message: str) -> DetailsError:
+    """Rule 2."""
+    whole = f"discovery details{message}"
+    return DetailsError(whole if len(whole) <= MAX_MESSAGE else f"{whole[: MAX_MESSAGE - 3]}...")
+
+
+_MODELS: Final[Mapping[tuple[int | str, ...], type[BaseModel]]] = {
+    (): Details,
+    ("network",): Network,
+    ("serial",): Serial,
+}
+_WANTED: Final = {
+    "bool_type": "give true or false",
+    "int_type": "give a whole number",
+    "missing": "required",
+    "model_type": "give a mapping of fields",
+    "string_type": "give text, in quotes where it looks like a number",
+    "too_short": "give at least one",
+    "tuple_type": "give a list, as [one, another]",
+}
+
+
+def _explained(error: Any) -> str:
+    """One error of pydantic: the field, and what belongs there."""
+    where, kind = error["loc"], error["type"]
+    if kind == "extra_forbidden":
+        what = f"no such field; there are {', '.join(_MODELS[where[:-1]].model_fields)}"
+    else:
+        what = _WANTED.get(kind, str(error["msg"]).removeprefix("Value error, "))
+    return ": ".join(filter(None, (".".join(map(str, where)), what)))
 
 
 def _check_transport(details: Details, transport: Transport) -> None:
     name = transport.handler_name
     if transport is Transport.NETWORK:
         if details.list == "Ports":
-            raise DetailsError(f"discovery details: list: {name} lists Devices; Ports are listed by flashjob-serial")
+            raise _refused(f": list: {name} lists Devices; Ports are listed by flashjob-serial")
         if details.serial is not None:
-            raise DetailsError(f"discovery details: serial: belongs to flashjob-serial, this is {name}")
+            raise _refused(f": serial: belongs to flashjob-serial, this is {name}")
         return
     if details.network is not None:
-        raise DetailsError(f"discovery details: network: belongs to flashjob-network, this is {name}")
+        raise _refused(f": network: belongs to flashjob-network, this is {name}")
     if details.serial is None:
-        raise DetailsError("discovery details: serial.ports: give at least one glob, as /dev/ttyUSB*")
+        raise _refused(": serial.ports: give at least one glob, as /dev/ttyUSB*")
+
+
+_RESOLVERS: Final = {
+    first: [(f"tag:yaml.org,2002:{kind}", re.compile(pattern))]
+    for kind, pattern, firsts in (
+        ("bool", r"(true|false)\Z", "tf"),
+        ("int", r"-?(0|[1-9][0-9]{0,17})\Z", "-0123456789"),
+        ("null", r"(null|~|)\Z", ("n", "~", "")),
+    )
+    for first in firsts
+}
+"""By a plain scalar's first character: what is not text (rule 1)."""
 
 
 class _Loader(yaml.SafeLoader):
     """Rule 1: what differs from plain mappings, lists and scalars is refused, not resolved."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.yaml_implicit_resolvers = _RESOLVERS
+        self._nesting = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed")
-        return super().compose_node(parent, index)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {line}: aliases are not allowed")
+        if event.tag is not None:
+            raise yaml.YAMLError(f"line {line}: tags are not allowed")
+        if isinstance(event, yaml.ScalarEvent) and not event.value.isprintable():
+            raise yaml.YAMLError(f"line {line}: {event.value!r} has characters that cannot be seen")
+        if self._nesting == _MAX_NESTING:
+            raise yaml.YAMLError(f"line {line}: nested too deeply")
+        self._nesting += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._nesting -= 1
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(names) != len(node.value) or not all(key.tag.endswith(":str") for key, _ in node.value):
-            raise yaml.YAMLError("keys must be text")
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.YAMLError(f"{name}: stands there twice")
+        seen = set()
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
+                raise yaml.YAMLError(f"line {line}: keys must be text")
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {line}: {key.value}: stands there twice")
+            seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
 def _load(text: str) -> dict[str, Any]:
     if len(text.encode()) > MAX_BYTES:
-        raise DetailsError(f"discovery details: longer than {MAX_BYTES} bytes")
+        raise _refused(f": longer than {MAX_BYTES} bytes")
     try:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, made stricter
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise DetailsError(f"discovery details are not plain YAML: {what}") from error
+    except yaml.YAMLError as error:
+        raise _refused(f" are not plain YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
-        raise DetailsError("discovery details: list: required, one of Ports, Devices")
+        raise _refused(": list: required, one of Ports, Devices")
     return document

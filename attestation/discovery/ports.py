@@ -7,21 +7,27 @@ Rules (tests name them):
 2. Its id is its path in sysfs. A pseudo-terminal has none there: then it is ``/virtual/`` and the link's name, and the
    node is the link itself, which stays the same when a new terminal is put behind it.
 3. `stamp` changes when other hardware may be behind the port: plugged in again, or replaced.
+4. What cannot be read is not taken for what is not there: it is named in `unreadable`. A directory that does not exist
+   (yet) has no ports.
+5. A port that is gone is listed `grace` longer, and as long as something is unreadable: a chip that starts anew takes a
+   USB port of its own with it for a moment.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from attestation.discovery.listing import FLASHJOB_USB_SERIAL, UDEV_DEVNODE, UDEV_DEVPATH
 
 _PSEUDO: Final = "/dev/pts/"
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENODEV, errno.ENXIO})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +55,90 @@ class SerialPort:
         return {**found, FLASHJOB_USB_SERIAL: self.usb_serial} if self.usb_serial else found
 
 
-def find_ports(globs: Iterable[str], sysfs: Path = Path("/sys")) -> tuple[SerialPort, ...]:
-    """All ports that the globs match now, by id (rules 1 to 3). Reads directories only: it never opens a port.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look at the directories has shown.
+
+    Args:
+        ports: by id.
+        unreadable: what could not be read, and why; in words.
+    """
+
+    ports: tuple[SerialPort, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Kept:
+    """Ports that are listed for one Configuration (rule 5). No I/O."""
+
+    _seen: dict[str, tuple[SerialPort, float]] = field(default_factory=dict)
+
+    def after(self, found: Found, *, now: float, grace: float) -> tuple[SerialPort, ...]:
+        """What is to be listed now, by id.
+
+        Args:
+            found: by the last look.
+            now: when that was, seconds of a steady clock.
+            grace: how much longer a port is listed that is gone, seconds.
+        """
+        if found.unreadable:
+            self._seen = {devpath: (port, now) for devpath, (port, _) in self._seen.items()}
+        self._seen |= {port.devpath: (port, now) for port in found.ports}
+        self._seen = {
+            devpath: (port, at) for devpath, (port, at) in self._seen.items() if at == now or now - at < grace
+        }
+        return tuple(self._seen[devpath][0] for devpath in sorted(self._seen))
+
+
+def find_ports(globs: Iterable[str], sysfs: Path = Path("/sys")) -> Found:
+    """All ports that the globs match now (rules 1 to 4). Reads directories only: it never opens a port.
 
     Args:
         globs: absolute patterns.
         sysfs: where sysfs is mounted.
     """
     found: dict[str, SerialPort] = {}
-    for path in sorted({path for pattern in globs for path in glob.glob(pattern)}):
-        port = _port(Path(path), sysfs)
+    unreadable: dict[str, None] = {}
+    paths: set[str] = set()
+    for pattern in globs:
+        paths.update(glob.glob(pattern))
+        unreadable.update(dict.fromkeys(_passed_over(pattern)))
+    for path in sorted(paths):
+        try:
+            port = _port(Path(path), sysfs)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:  # else: gone since, or a link into nothing
+                unreadable[str(error)] = None
+            continue
         if port is not None:
             found.setdefault(port.devpath, port)
-    return tuple(found[devpath] for devpath in sorted(found))
+    return Found(tuple(found[devpath] for devpath in sorted(found)), tuple(unreadable))
+
+
+def _passed_over(pattern: str) -> Iterator[str]:
+    """Why what the pattern means cannot be told, where `glob` says no more than that there is nothing."""
+    directory, name = os.path.split(pattern)
+    directories = [directory]
+    if glob.has_magic(directory):
+        yield from _passed_over(directory)
+        directories = glob.glob(directory)
+    for one in directories:
+        try:
+            if glob.has_magic(name):
+                os.scandir(one).close()
+            else:
+                os.lstat(os.path.join(one, name))
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                yield str(error)
 
 
 def _port(path: Path, sysfs: Path) -> SerialPort | None:
-    try:
-        node = os.path.realpath(path)
-        status = os.stat(node)
-        own = os.lstat(path)
-    except OSError:  # gone since the glob was read, or a link into nothing: no port
-        return None
+    """The port at the path, or None: it is something else. Raises OSError."""
+    node = os.path.realpath(path)
+    status = os.stat(node)
+    own = os.lstat(path)
     if not stat.S_ISCHR(status.st_mode):
         return None
     stamp = (own.st_ino, own.st_ctime_ns, status.st_rdev)

@@ -7,12 +7,13 @@ it. Rules (tests name them):
 1. Each place has one look at a time, each with a deadline; at most `looks` places that answer are looked at at once,
    and apart from them at most `probes` that may not.
 2. On the network a look is `info`, and evidence when due. A serial port is opened only when evidence is due, never while
-   a task is at work on its device, and found anew every `ports_seconds`.
+   a task is at work on its device; all ports are found anew every `ports_seconds`. What is unreadable is logged, once.
 3. A change of a device's enrolment, policy or tasks takes effect at once: evidence is judged again, a device in hand is
    withdrawn, one that was given back is looked at without delay.
 4. Evidence that says that two devices share one identity (`boots`) withdraws the device and is what is reported of it.
 5. A new token is made only when it would say something new; a device that comes back as it was is listed as it was.
 6. Announced addresses (`mdns`) are places while a Configuration wants them.
+7. When Configurations come or go, the interval that is then the shortest holds for pauses that have begun, too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from attestation.discovery.enrolled import EnrolledDevice, Enrolment, Look, Repo
 from attestation.discovery.entries import Entry, Shown
 from attestation.discovery.listing import Listing, encode_token, mint_listing
 from attestation.discovery.places import Contact, NetworkPlace, Place, PortPlace
-from attestation.discovery.ports import SerialPort, find_ports
+from attestation.discovery.ports import Found, Kept, SerialPort, find_ports
 from attestation.discovery.sightings import Pace, Sighting, behind, by_weight, hands_off, network_endpoint
 from attestation.errors import Reject
 from attestation.keys import PrivateKey
@@ -56,6 +57,8 @@ class Subscription:
         self.changed = asyncio.Event()
         self.places = tuple(map(NetworkPlace, details.addresses))
         self.ports: tuple[SerialPort, ...] | None = None
+        self.unreadable: tuple[str, ...] = ()
+        self._kept = Kept()
         self._scanner = scanner
 
     def entries(self) -> tuple[Entry, ...]:
@@ -63,6 +66,18 @@ class Subscription:
         if self.details.list == "Ports":
             return entries.ports(self.ports or ())
         return entries.devices(self._scanner.shown.values(), self.details)
+
+    def found(self, found: Found, *, now: float) -> tuple[SerialPort, ...]:
+        """Take note of a look at the ports; returns those to be listed."""
+        ports = self._kept.after(found, now=now, grace=self._scanner.pace.gone_seconds)
+        if self.ports != ports:
+            self.ports = ports
+            self.changed.set()
+        for trouble in found.unreadable:
+            if trouble not in self.unreadable:
+                _log.warning("serial ports: %s; what was found before stays listed", trouble)
+        self.unreadable = found.unreadable
+        return ports
 
     async def settled(self) -> None:
         """Wait until every place was looked at once, or the pace's `settle_seconds` are over."""
@@ -100,7 +115,7 @@ class Scanner:
         key: PrivateKey,
         *,
         pace: Pace | None = None,
-        find: Callable[[Iterable[str]], tuple[SerialPort, ...]] = find_ports,
+        find: Callable[[Iterable[str]], Found] = find_ports,
         browse: Callable[[mdns.Found], Awaitable[None]] = mdns.browse,
         steady: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
@@ -132,14 +147,22 @@ class Scanner:
         """List for one more Configuration."""
         subscription = Subscription(self, details)
         self._subscriptions.append(subscription)
-        self._survey_wanted.set()
+        self._subscriptions_changed()
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Stop listing for it."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
-            self._survey_wanted.set()
+            self._subscriptions_changed()
+
+    def _subscriptions_changed(self) -> None:
+        """Rule 7."""
+        self._survey_wanted.set()
+        for sighting in self._sightings.values():
+            if sighting.rest is not None and not sighting.rest.expired():
+                pause = self._pause(sighting)
+                sighting.rest.reschedule(None if pause is None else asyncio.get_running_loop().time() + pause)
 
     def settled(self, subscription: Subscription) -> bool:
         """Whether every place was looked at once."""
@@ -197,13 +220,10 @@ class Scanner:
                         wanted[place.key] = (place, device.id)
         else:
             for subscription in tuple(self._subscriptions):
-                globs = subscription.details.globs
-                found = await asyncio.to_thread(self._find, globs)
-                if subscription.ports != found:
-                    subscription.ports = found
-                    subscription.changed.set()
+                found = await asyncio.to_thread(self._find, subscription.details.globs)
+                ports = subscription.found(found, now=self._steady())
                 if subscription.details.list == "Devices":
-                    for port in found:
+                    for port in ports:
                         place_at = PortPlace(port)
                         wanted[place_at.key] = (place_at, behind(port, enrolled))
         self._watch(wanted)
@@ -284,8 +304,12 @@ class Scanner:
             if first:
                 self._notify()
             with suppress(TimeoutError):
-                async with asyncio.timeout(sighting.pause(self.pace, interval=self.interval, now=self._steady())):
+                async with asyncio.timeout(self._pause(sighting)) as sighting.rest:
                     await sighting.wake.wait()
+            sighting.rest = None
+
+    def _pause(self, sighting: Sighting) -> float | None:
+        return sighting.pause(self.pace, interval=self.interval, now=self._steady())
 
     async def _look(self, sighting: Sighting) -> bool:
         """One look; returns False where there is reason to look again soon. Raises DeviceError or Reject."""

@@ -36,6 +36,8 @@ class Pace:
 
     scan_seconds: float = 5.0
     ports_seconds: float = 1.0
+    gone_seconds: float = 3.0
+    """How much longer a port is listed that is gone (ports, rule 5)."""
     settle_seconds: float = 10.0
     """How long the first list waits for first looks."""
     silent_seconds: float = 60.0
@@ -72,6 +74,8 @@ class Sighting:
     """Devices that the scanner has this place on file for."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
+    rest: asyncio.Timeout | None = None
+    """The pause before the next look, while there is one."""
 
     def forget(self) -> None:
         """Nothing that was proven counts any longer."""

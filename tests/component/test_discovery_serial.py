@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     bench, directory = Bench(tmp_path), tmp_path / "akri"
     directory.mkdir()
     (tmp_path / "ports").mkdir()
-    world = World(bench, directory, Transport.SERIAL, Pace(ports_seconds=0.05))
+    world = World(bench, directory, Transport.SERIAL, Pace(ports_seconds=0.05, gone_seconds=0.4))
     yield world
     await world.stop()
     await bench.close()
@@ -129,6 +130,72 @@ async def test_a_port_is_not_opened_at_every_scan(world: World) -> None:
     held.close()
     assert application._last_attest == asked
     assert len(stream.lists) == 1
+
+
+async def test_a_port_that_comes_back_at_once_never_left_the_list(world: World) -> None:
+    """A chip that starts anew takes a USB port of its own with it for a moment."""
+    device = await world.bench.device("porch-1")
+    await world.enroll(device, old_app("esp32s3"))
+    world.pace = Pace(ports_seconds=0.05, gone_seconds=10)
+    await world.start()
+    all_ports, stream = world.discover(ports(world)), world.discover(devices(world))
+    await stream.lists_only(device)
+    for _ in range(3):
+        device.unplug()
+        await asyncio.sleep(0.2)  # three looks at the directory
+        device.replug()
+        await asyncio.sleep(0.2)
+    assert len(all_ports.lists) == 1
+    assert all_ports.now.keys() == {"/virtual/porch-1"}
+    await stream.lists_only(device)
+
+
+async def test_a_directory_that_cannot_be_read_for_now_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.bench.device("porch-1")
+    await world.start()
+    stream = world.discover(ports(world))
+    await until(lambda: set(stream.now) == {"/virtual/porch-1"}, "the port")
+    scandir = os.scandir
+
+    def refuse(path: str = ".") -> object:
+        if str(path).endswith("/ports"):
+            raise OSError(24, "Too many open files", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    await until(lambda: "Too many open files" in caplog.text, "it is said")
+    await asyncio.sleep(0.6)
+    assert caplog.text.count("what was found before stays listed") == 1
+    assert len(stream.lists) == 1
+    monkeypatch.undo()
+    await world.bench.device("porch-2")
+    await until(lambda: len(stream.now) == 2, "the next port")
+
+
+async def test_rule_7_a_shorter_interval_holds_at_once(world: World) -> None:
+    device = await world.bench.device("porch-1")
+    await world.enroll(device, old_app("esp32s3"))
+    await world.start()
+    stream = world.discover(devices(world))
+    await stream.lists_only(device)
+    (place,) = world.scanner._sightings.values()
+    assert place.attestation is not None
+    first = place.attestation.at
+    await until(lambda: place.rest is not None, "its pause has begun")
+    impatient = world.discover(devices(world).replace("{", "{attestIntervalSeconds: 10, ", 1))
+    await impatient.lists_only(device)
+    due = asyncio.get_running_loop().time() + 10 - (time.monotonic() - first)
+
+    def ends() -> float | None:
+        return place.rest.when() if place.rest else None
+
+    assert ends() == pytest.approx(due, abs=0.5)
+    assert impatient.task is not None
+    impatient.task.cancel()
+    await until(lambda: (ends() or 0) > due + 3000, "the hour of the other one holds again")
+    assert place.attestation.at == first, "nobody asked it in between"
 
 
 async def test_a_port_is_left_alone_from_the_start_of_a_pod(world: World, tmp_path: Path) -> None:

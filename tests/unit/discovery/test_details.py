@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.discovery.addresses import Address
-from attestation.discovery.details import MAX_BYTES, DetailsError, Transport, parse_details
+from attestation.discovery.details import MAX_BYTES, MAX_MESSAGE, DetailsError, Transport, parse_details
 
 NET, TTY = Transport.NETWORK, Transport.SERIAL
 
@@ -33,6 +33,12 @@ def test_the_whole_of_it() -> None:
 def test_little_is_enough() -> None:
     assert parse_details("list: Devices", NET).wants("anything")
     assert parse_details("{list: Ports, serial: {ports: ['/dev/ttyUSB*']}}", TTY).globs == ("/dev/ttyUSB*",)
+
+
+def test_rule_1_what_looks_like_something_else_is_text() -> None:
+    details = parse_details("{list: Devices, applications: [yes, 2026-01-01, 1e3, 0x10, =]}", NET)
+    assert details.applications == ("yes", "2026-01-01", "1e3", "0x10", "=")
+    assert parse_details("list: Devices\nnetwork:\n", NET).addresses == (), "as good as left out"
 
 
 def test_rule_5_ranges_are_spelled_out_once() -> None:
@@ -63,17 +69,38 @@ def test_an_hour_is_the_usual_interval() -> None:
         (1, NET, "list: [", "plain YAML"),
         (1, NET, "1: Devices", "keys must be text"),
         (1, NET, "? [list]\n: Devices", "keys must be text"),
-        (1, NET, "list: Devices\n<<: {network: {}}", "keys must be text"),
+        (1, NET, "list: Devices\n<<: {network: {}}", "<<: no such field"),
         (1, NET, "list: Devices\n#" + "x" * MAX_BYTES, "longer than"),
         (1, NET, "[" * 5000, "plain YAML"),
-        (1, NET, "{list: Devices, attestIntervalSeconds: 2026-01-01}", "plain strings"),
+        (1, NET, "{list: Devices, attestIntervalSeconds: 2026-01-01}", "attestIntervalSeconds: give a whole number"),
+        (1, NET, "{list: Devices, attestIntervalSeconds: 1:30}", "attestIntervalSeconds: give a whole number"),
+        (1, NET, "{list: Devices, attestIntervalSeconds: .inf}", "attestIntervalSeconds: give a whole number"),
+        (1, NET, f"{{list: Devices, attestIntervalSeconds: {'9' * 5000}}}", "attestIntervalSeconds: give a whole"),
+        (1, NET, "{list: Devices, applications: !!set {a}}", "line 1: tags are not allowed"),
+        (1, NET, "list: !!str Devices", "line 1: tags are not allowed"),
+        (1, NET, "list: Devices\nlist: Devices", "line 2: list: stands there twice"),
+        (1, NET, f"list: {'[' * 20}{']' * 20}", "nested too deeply"),
         (1, NET, "\x00", "plain YAML"),
+        (1, NET, '{list: Devices, applications: ["\\uD800"]}', "cannot be seen"),
+        (1, TTY, '{list: Ports, serial: {ports: ["/\\0/tty*"]}}', "cannot be seen"),
         (2, NET, "list: devices", "list: "),
         (2, NET, "list: true", "list: "),
-        (2, NET, "{list: Devices, netwrok: {}}", "netwrok: "),
-        (2, NET, "{list: Devices, network: []}", "network: "),
-        (2, NET, "{list: Devices, network: {mdns: 'yes'}}", "network.mdns: "),
-        (2, NET, "{list: Devices, network: {addresses: 192.0.2.7}}", "network.addresses: "),
+        (2, NET, "{list: Devices, netwrok: {}}", "netwrok: no such field; there are list, network, "),
+        (
+            2,
+            NET,
+            "{list: Devices, network: {adresses: []}}",
+            "adresses: no such field; there are addresses, static, mdns",
+        ),
+        (2, NET, "{list: Devices, network: []}", "network: give a mapping"),
+        (2, NET, "{list: Devices, network: {mdns: yes}}", "network.mdns: give true or false"),
+        (2, NET, "{list: Devices, network: {addresses: 192.0.2.7}}", "network.addresses: give a list"),
+        (2, NET, "{list: Devices, network: {addresses: [7]}}", "network.addresses.0: give text, in quotes"),
+        (2, NET, f"{{list: Devices, network: {{static: [{'a' * 30_000}]}}}}", "network.static.0: "),
+        (2, NET, f"{{list: Devices, ? {'x' * 30_000} : 1}}", "discovery details: xxx"),
+        (2, NET, f"{{list: Devices, applications: ['{'a' * 30_000}', *x]}}", "aliases"),
+        (2, NET, "{a: 1, b: 1, c: 1, d: 1}", "; and more"),
+        (2, TTY, "{list: Ports, serial: {port: /dev/x}}", "serial.ports: required; serial.port: no such field"),
         (2, NET, "{list: Devices, applications: porch}", "applications: "),
         (2, NET, "{list: Devices, applications: ['']}", "applications.0: "),
         (2, NET, "{list: Devices, attestIntervalSeconds: '60'}", "attestIntervalSeconds: "),
@@ -103,6 +130,7 @@ def test_what_is_refused(rule: int, transport: Transport, text: str, named: str)
     with pytest.raises(DetailsError) as caught:
         parse_details(text, transport)
     assert named in str(caught.value), (rule, str(caught.value))
+    assert len(str(caught.value)) <= MAX_MESSAGE
 
 
 @settings(deadline=None, max_examples=300)
