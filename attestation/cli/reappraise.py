@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """``attest reappraise``: which devices would fail under another policy? Offline, from recorded evidence."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from attestation.cli.common import AsJson, Exit, default_trust, iso, json_or, policy_from, public_key, verb
@@ -15,7 +15,15 @@ from attestation.evidence_store import EvidenceStore, Line
 from attestation.policy import AttestationPolicySpec, policy_hash
 from attestation.reappraisal import Outcome, Reappraisal, reappraise
 
-_STYLE = {Outcome.HOLDS: "green", Outcome.MENDS: "green", Outcome.STILL_FAILS: "yellow"}
+_STYLE: Final = {Outcome.HOLDS: "green", Outcome.MENDS: "green", Outcome.STILL_FAILS: "yellow"}
+_WORDS: Final = {
+    Outcome.UNREADABLE: "cannot be read",
+    Outcome.FAILS: "would fail",
+    Outcome.STILL_FAILS: "failed then and still would",
+    Outcome.MENDS: "would mend",
+    Outcome.HOLDS: "would hold",
+}
+_ORDER: Final = tuple(_WORDS)
 
 
 @verb
@@ -109,20 +117,15 @@ def _as_json(line: Line, result: Reappraisal) -> dict[str, Any]:
 
 
 def _show(found: list[tuple[Line, Reappraisal]]) -> None:
-    table = Table("device", "judged at", "runs", "outcome", "why")
-    for line, result in found:
+    """What needs somebody first; one line for each device, which a terminal may wrap and a program may cut."""
+    console = Console(soft_wrap=True, highlight=False)
+    for line, result in sorted(found, key=lambda one: _ORDER.index(one[1].outcome)):
         claims = result.verdict.claims if result.verdict else None
-        why = f"{result.code}: {result.message}" if result.code else result.message
-        table.add_row(
-            Text(line.device[:16]),
-            Text(iso(line.at)),
-            Text(f"{claims.application} {claims.version}" if claims else ""),
-            Text(result.outcome.value, _STYLE.get(result.outcome, "bold red")),
-            Text(why),
-        )
-    console = Console()
-    console.print(table)
-    failing = sum(result.outcome in (Outcome.FAILS, Outcome.STILL_FAILS) for _, result in found)
-    unreadable = sum(result.outcome is Outcome.UNREADABLE for _, result in found)
-    broken = f", {unreadable} cannot be read" if unreadable else ""
-    console.print(Text(f"{failing} of {len(found)} would fail{broken}"))
+        runs = f"  {claims.application} {claims.version}" if claims else ""
+        why = ": ".join(part for part in (result.code, result.message) if part)
+        style = _STYLE.get(result.outcome, "bold red")
+        said = f"  {line.device[:16]}  {iso(line.at)}{runs}{'  ' if why else ''}{why}"
+        console.print(Text(f"{result.outcome.value:11}", style), Text(said), sep="")
+    count = Counter(result.outcome for _, result in found)
+    told = ", ".join(f"{count[outcome]} {words}" for outcome, words in _WORDS.items() if count[outcome])
+    console.print(Text(f"of {len(found)}: {told}"))

@@ -368,7 +368,11 @@ def test_reappraise_names_the_devices_that_would_fail(home: Path) -> None:
         Minted(seed=b"one").ueid.hex(): "rollback",
         Minted(seed=b"two").ueid.hex(): "",
     }
-    assert "1 of 2 would fail" in run(*again, f"{folder}new.yaml", code=Exit.REJECTED).stdout
+    shown = run(*again, f"{folder}new.yaml", code=Exit.REJECTED).stdout.splitlines()
+    one = Minted(seed=b"one").ueid.hex()[:16]
+    assert shown[0].startswith(f"fails        {one}  "), "what matters first"
+    assert "  porch 2.0.0  rollback: " in shown[0]
+    assert shown[-1] == "of 2: 1 would fail, 1 would hold"
     two = Minted(seed=b"two").ueid.hex()
     assert out(*again, f"{folder}new.yaml", "--device", two[:20])["counts"]["holds"] == 1
     run(*again, f"{folder}new.yaml", "--device", "ffff", code=Exit.USAGE)
@@ -402,7 +406,7 @@ def test_reappraise_notices_what_was_changed_also_in_what_it_does_not_judge(home
         (older.record, "record.hash")
     ]
     shown = run(*again, code=Exit.TRUST).stdout
-    assert "0 of 2 would fail, 1 cannot be read" in shown
+    assert "of 2: 1 cannot be read, 1 would hold" in shown
     path.write_bytes(good)
     (store.root / "records" / f"{newer.record}.json").unlink()
     assert out(*again, code=Exit.TRUST)["devices"][0]["code"] == "record.hash"
