@@ -87,6 +87,13 @@ def test_items_are_counted_over_all_containers() -> None:
     assert strict_loads(b"\x82" + inner + b"\x98\xfc" + b"\x00" * 252)
 
 
+@pytest.mark.parametrize("items", [[0] * 600, [[{}] * 300] * 2, [[{1: []}] * 200], dict.fromkeys(range(300), 0)])
+def test_the_short_way_gives_up_on_too_many_items_before_it_looks_at_them_all(items: Any) -> None:
+    with pytest.raises(ValueError, match="items"):
+        cbor._shortest((items,), cbor.MAX_DEPTH, cbor.MAX_ITEMS)
+    rejects("cbor.items", lambda: strict_loads(dumps(items)))
+
+
 def test_eight_levels_pass() -> None:
     assert strict_loads(b"\x81" * 8 + b"\x00") == [[[[[[[[0]]]]]]]]
 
@@ -129,11 +136,9 @@ def test_round_trip_and_cbor2_agrees(value: Any) -> None:
 
 @given(st.binary(min_size=1, max_size=80))
 def test_what_we_accept_cbor2_reads_equally(data: bytes) -> None:
-    try:
-        value = strict_loads(data)
-    except Reject:
-        return
-    assert cbor2.loads(data) == value
+    """Our own reader against it, not the short way, which is made of it; repr, because True == 1."""
+    _, own = both_ways(data)
+    assert isinstance(own, Code) or repr(cbor2.loads(data)) == repr(own)
 
 
 @given(VALUES, st.data())
@@ -141,11 +146,8 @@ def test_mutations_raise_only_our_error(value: Any, data: st.DataObject) -> None
     encoded = bytearray(dumps(value))
     position = data.draw(st.integers(0, len(encoded) - 1))
     encoded[position] ^= data.draw(st.integers(1, 255))
-    try:
-        result = strict_loads(bytes(encoded))
-    except Reject:
-        return
-    assert cbor2.loads(bytes(encoded)) == result
+    _, own = both_ways(bytes(encoded))
+    assert isinstance(own, Code) or repr(cbor2.loads(bytes(encoded))) == repr(own)
 
 
 def both_ways(data: bytes) -> tuple[Any, Any]:
