@@ -23,7 +23,16 @@ OPEN_DICE_ML_DSA = 18
 OPEN_DICE_READ = 23
 GO_COSE = 18
 COSE_WG_READ = 17
-RATS_PAYLOADS = 9
+RATS_READ = {"Example-Payloads": 9, "Example-Tokens": 2}
+RATS = {
+    ".cddl": "grammar, no vector",
+    ".diag": "the same as the .cbor beside it, in CBOR's diagnostic notation",
+    ".json": "an EAT as JSON claims: no JWT and no JSON is read",
+    ".json_f": "a fragment of an EAT in JSON",
+    ".mk": "how the files are made", ".sed": "how the files are made", "": "how the files are made",
+    "coswid": "software identity tags, which stand in manifests: a claim that our closed profile does not have",
+}  # fmt: skip
+"""By extension, or folder."""
 
 
 def test_cose_working_group_is_complete() -> None:
@@ -51,10 +60,28 @@ def test_open_dice_leaves_out_ml_dsa_alone() -> None:
     assert len(used) == OPEN_DICE_READ
 
 
-def test_wycheproof_and_rats_folders_hold_what_is_read() -> None:
-    """All three Wycheproof files are used whole; of RATS, test_eat reads payloads and tokens."""
+def test_wycheproof_is_used_whole() -> None:
     assert len(list((vectors("wycheproof") / "testvectors_v1").glob("*.json"))) == 3
-    payloads = vectors("ietf-rats-eat") / "cddl" / "Example-Payloads"
-    assert len(list(payloads.glob("*.cbor"))) == RATS_PAYLOADS
-    tokens = vectors("ietf-rats-eat") / "cddl" / "Example-Tokens"
-    assert {path.name for path in tokens.glob("*.cbor")} == {"valid_cwt.from-diag.cbor", "valid_deb.from-diag.cbor"}
+
+
+def test_rats_is_complete() -> None:
+    """test_eat reads every payload and every token that is in CBOR."""
+    folder = vectors("ietf-rats-eat") / "cddl"
+    for path in folder.rglob("*"):
+        read = path.suffix == ".cbor" and path.parent.name in RATS_READ
+        assert path.is_dir() or read or path.parent.name in RATS or path.suffix in RATS, path
+    for name, count in RATS_READ.items():
+        assert len(list((folder / name).glob("*.cbor"))) == count
+
+
+def test_no_folder_and_no_kind_of_file_is_forgotten() -> None:
+    root = vectors("")
+    assert {path.name for path in root.iterdir() if path.is_dir()} == {
+        "open-dice-known", "cose-wg-examples", "veraison-go-cose", "ietf-rats-eat", "wycheproof"
+    }  # fmt: skip
+    values = {path.stem for path in (root / "open-dice-known").glob("*.bin")}
+    assert values == {
+        f"Cdi{kind}_{case}Input" for kind in ("Attest", "Seal") for case in ("Zero", "HashOnly", "Descriptor")
+    }, "read in test_mint"
+    kinds = {path.suffix for path in (root / "cose-wg-examples").rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".txt", ".md", ".crt", ".key", ".der", ""}, "keys and certificates of the JSON cases"
