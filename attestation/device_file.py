@@ -17,7 +17,7 @@ from attestation import files, keys
 from attestation.anchors import DeviceAnchor, DeviceState, Floors
 from attestation.clones import MOST_SIGHTINGS, Sighting
 from attestation.errors import Code, Reject
-from attestation.policy import MeasurementRef, RootOfTrust
+from attestation.policy import Measurement, MeasurementRef, RootOfTrust
 from attestation.standing import MOST_CHANGES, Change, Standing, current
 
 NAME: Final = "[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
@@ -152,6 +152,12 @@ class DeviceFile(_File):
         """What may only rise."""
         stored = self.status.floors
         return Floors(stored.security_version, stored.sequence, stored.boot_count)
+
+    @property
+    def confirmed(self) -> frozenset[Measurement]:
+        """Its last confirmed measurement, in every known algorithm."""
+        firmware = self.status.firmware
+        return frozenset(ref.measurement for ref in firmware.measurements) if firmware else frozenset()
 
     @property
     def history(self) -> tuple[Change, ...]:

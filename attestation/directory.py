@@ -167,8 +167,7 @@ class TrustDirectory:
     def confirmed(self, ueid: bytes) -> Sequence[Measurement]:
         """See ``FloorStore``."""
         found = self._found(ueid)
-        firmware = found[0].status.firmware if found else None
-        return tuple(ref.measurement for ref in firmware.measurements) if firmware else ()
+        return tuple(found[0].confirmed) if found else ()
 
     def confirm(self, ueid: bytes, floors: Floors, measurements: Sequence[Measurement]) -> None:
         """See ``FloorStore``."""

@@ -115,9 +115,7 @@ class LiveTrust:
         anchor = file.anchor if file else None
         if file is None or anchor is None:
             return None
-        firmware = file.status.firmware
-        confirmed = frozenset(ref.measurement for ref in firmware.measurements) if firmware else frozenset()
-        return Enrolled(anchor, file.floors, confirmed, file.sightings)
+        return Enrolled(anchor, file.floors, file.confirmed, file.sightings)
 
 
 def _stamp(path: str) -> _Stamp | None:

@@ -139,6 +139,11 @@ class Verdict(WireModel):
     boot_count: Annotated[int | None, Field(ge=0, description="The device's boot counter.")] = None
     at: Annotated[Timestamp, Field(description="When it was judged.")]
 
+    @property
+    def is_clone_alarm(self) -> bool:
+        """Whether two devices seem to share this identity (attestation.clones)."""
+        return self.code.startswith("clone.")
+
 
 class FromTo(WireModel):
     """An application and its version."""

@@ -70,8 +70,9 @@ class BenchCases:
     async def gather(self, namespace: str, task: str, attempt: int) -> Gathered:
         """The case as of now; the directory is read anew each time."""
         ueid, spec = bytes.fromhex(self.assignment.device), self.assignment
-        device = self.trust.by_ueid(ueid)
-        if device is None:
+        file = self.trust.file(ueid)
+        device = file.anchor if file else None
+        if file is None or device is None:
             raise FlashJobError(
                 Reason.DEVICE_NOT_ENROLLED,
                 f"device {spec.device} is not enrolled in {self.trust.root}",
@@ -98,8 +99,9 @@ class BenchCases:
                 id=ueid,
                 device=device,
                 policy=policy,
-                confirmed=frozenset(self.trust.confirmed(ueid)),
-                floors=self.trust.floors(ueid),
+                confirmed=file.confirmed,
+                floors=file.floors,
+                boots=file.sightings,
             ),
             lease_transitions=0,
             permits=permits_of(self.report),

@@ -2,6 +2,7 @@
 """The permit: whether the first byte may be written. Rules 1 to 8 and 14 of judge.py. Pure."""
 
 import hashlib
+from dataclasses import replace
 
 from attestation import clones, grants, release, verifier
 from attestation.errors import Code, Reject
@@ -98,7 +99,8 @@ def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Ver
         twins = clones.observe(case.subject.boots, verdict, asked_at=issued_at(case, answered_nonce(verdict)))
         if twins.alarm is not None:
             said = f"two devices seem to share this identity: {twins.message} ({twins.alarm})"
-            raise rejection(Reason.BEFORE_ATTESTATION_FAILED, f"before the write: {said}")
+            withheld = replace(judged, verdict=verdict.refused("clones", Reject(twins.alarm, twins.message)))
+            raise rejection(Reason.BEFORE_ATTESTATION_FAILED, f"before the write: {said}", withheld)
         return verdict
     if verdict.code in (Code.EAT_UEID, Code.ANCHOR_ID):
         reason = Reason.WRONG_DEVICE

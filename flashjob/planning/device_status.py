@@ -5,8 +5,10 @@
 2. Firmware and floors change only by a confirmed verdict: slot VALID, the target's measurement. Floors never fall.
 3. Hardware is what preflight read, kept where it read nothing.
 4. The last three outcomes are kept, newest first, one per task. They also tell locks that the task is over (lock.py).
-5. A device that shows an older installation's evidence as its new one's is quarantined: BootIdMismatch. It stays so until
-   it is released by name.
+5. A device that shows an older installation's evidence as its new one's is quarantined: BootIdMismatch. So is one whose
+   boots contradict one another, in the verdict's code (attestation.clones): two devices seem to share its identity, and
+   the boots that were seen are forgotten, so that after a release they are remembered anew. It stays so until it is
+   released by name.
 6. A device that was released and ends well is out of quarantine.
 7. What is already written is not written again: None.
 """
@@ -56,7 +58,10 @@ def after(
     hardware = _hardware(device, result)
     if hardware is not None:
         patch["hardware"] = hardware.dump()
-    if ending.reason in QUARANTINING:
+    shared = verdict is not None and verdict.is_clone_alarm
+    if shared:
+        patch["boots"] = None
+    if shared or ending.reason in QUARANTINING:
         patch["quarantine"] = Quarantine(
             reason=ending.reason, message=ending.message, task=task.name, since=stamp(now)
         ).dump()

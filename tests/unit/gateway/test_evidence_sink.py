@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestation import evidence
+from attestation.clones import Sighting
 from attestation.evidence_store import EvidenceStore
 from attestation.keys import Alg
 from attestation.policy import DenyRules, MeasurementRef
@@ -59,6 +60,22 @@ async def test_a_rejection_is_kept_too_and_steps_on_the_way_are_not(tmp_path: Pa
         await held.prove(held.bench.evidence(await held.nonce(Purpose.AFTER)))
     (record,) = records(tmp_path)
     assert (record.verdict.accepted, record.verdict.code) == (False, "dice.mode")
+
+
+async def test_a_twins_evidence_is_kept_with_the_alarm(tmp_path: Path) -> None:
+    held = court(tmp_path)
+    held.boots = (Sighting(held.bench.application.boot.boot_count, b"s" * 32, int(held.bench.now) - 60),)
+    with pytest.raises(Refused):
+        await held.permit()
+    (record,) = records(tmp_path)
+    assert (record.verdict.accepted, record.verdict.code) == (False, "clone.seed")
+    assert held.verdict is not None
+    assert held.verdict.is_clone_alarm
+    assert held.verdict.evidence_hash == record.evidence_sha256.hex()
+    store = EvidenceStore(tmp_path)
+    envelope = store.envelope(next(store.lines()).record)
+    found = reappraise(envelope, [KEY.public_key()], policy_for(held.bench.identity))
+    assert (found.outcome, found.code) == (Again.STILL_FAILS, "clone.seed")
 
 
 async def test_a_directory_that_is_gone_changes_no_verdict(tmp_path: Path) -> None:

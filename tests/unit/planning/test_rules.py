@@ -570,6 +570,9 @@ def test_device_status() -> None:
     liar = after(d, judged, Ending(Phase.FAILED, "BootIdMismatch", "m"), 1, None, T0)
     assert liar is not None
     assert liar["quarantine"]["task"] == "porch-abc", "rule 5"
+    twin = after(d, reported("Rejected", code="clone.seed"), Ending(Phase.FAILED, "PolicyRejected", "m"), 1, None, T0)
+    assert twin is not None
+    assert (twin["quarantine"]["reason"], twin["boots"]) == ("PolicyRejected", None), "rule 5"
 
 
 def line(n: int, phase: Phase, reason: str = "Proven") -> Line:
