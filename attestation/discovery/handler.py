@@ -5,19 +5,25 @@ Rules (tests name them):
 
 1. It serves first and registers second; after each registration sleeping Configurations are woken, because the agent
    does not.
-2. Details that cannot be followed are INVALID_ARGUMENT, with a message that names the field; nothing else is. Where
-   they want mDNS and its library is not installed, that is FAILED_PRECONDITION: the agent asks again later.
+2. Details that cannot be followed are INVALID_ARGUMENT, with a message that names the field, and so are discovery
+   properties, for there are none that would be; nothing else is. Where details want mDNS and its library is not
+   installed, that is FAILED_PRECONDITION: the agent asks again later.
 3. The first list comes once every place was looked at, or after a bounded time, even when it is empty; then a list comes
    only when it differs from the last, whole, and at most one every `GAP_SECONDS`.
 4. A list that the agent could not take as one message is cut at `MAX_LIST_BYTES`, by id, and an error says so.
 5. When it ends it says nothing: an empty list would delete every Instance.
+6. Of several handlers for one transport in one directory, as in a rolling update, one serves and the others wait for
+   its end: it would take their socket along.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,12 +33,15 @@ from attestation.discovery import mdns
 from attestation.discovery.akri_v0 import discovery_pb2, discovery_pb2_grpc
 from attestation.discovery.details import DetailsError, Transport, parse_details
 from attestation.discovery.entries import Entry
-from attestation.discovery.registration import Registration, stay_registered
+from attestation.discovery.registration import Registration, Unusable, stay_registered
 from attestation.discovery.scanner import Scanner
 
 GAP_SECONDS: Final = 0.2
 MAX_LIST_BYTES: Final = 4_000_000
 """An agent's gRPC takes 4 MiB."""
+_MAX_PATH_BYTES: Final = 107
+"""What a UNIX socket's address takes."""
+_WAIT_SECONDS: Final = 0.5
 _FRAME_BYTES: Final = 6
 """Tag and length of one entry in a list, at most."""
 
@@ -62,7 +71,13 @@ class DiscoveryHandler:
         self.socket = directory / f"{scanner.transport.handler_name}.sock"
 
     async def run(self) -> None:
-        """Rule 1, until cancelled (rule 5)."""
+        """Rule 1, until cancelled (rule 5). Raises Unusable: the directory cannot be used."""
+        if len(os.fsencode(self.socket)) > _MAX_PATH_BYTES:
+            raise Unusable(f"{self.socket}: a socket's path has at most {_MAX_PATH_BYTES} bytes")
+        async with _alone(self.socket.with_suffix(".lock")):
+            await self._serve()
+
+    async def _serve(self) -> None:
         transport: Transport = self._scanner.transport
         server = grpc.aio.server()
         discovery_pb2_grpc.add_DiscoveryHandlerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
@@ -84,6 +99,10 @@ class DiscoveryHandler:
         """The rpc: one stream of whole lists for one Configuration."""
         try:
             details = parse_details(request.discovery_details, self._scanner.transport)
+            if request.discovery_properties:
+                raise DetailsError(
+                    "discoveryProperties: this handler takes none; what it can be told is in its details"
+                )
         except DetailsError as error:
             _log.warning("%s", error)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -106,6 +125,29 @@ class DiscoveryHandler:
                 await subscription.changed.wait()
         finally:
             subscription.close()
+
+
+@asynccontextmanager
+async def _alone(path: Path) -> AsyncIterator[None]:
+    """Rule 6: holds the lock. Raises Unusable."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unusable(f"{error}: no socket can be made there") from error
+    try:
+        said = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not said:
+                    _log.warning("%s: another handler of this name serves here; waiting for its end", path)
+                said = True
+                await asyncio.sleep(_WAIT_SECONDS)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _response(entries: Sequence[Entry]) -> Any:

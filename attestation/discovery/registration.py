@@ -10,6 +10,8 @@ Rules (tests name them):
 3. An agent that could not reach the handler once forgets it without a word: while Configurations want this handler and
    no stream is open, it registers again every `LONELY_SECONDS`.
 4. The agent's HTTP/2 refuses a socket path as authority: the channel names ``localhost``.
+5. That there is no agent is logged, once, and so is what keeps its socket from being looked at.
+6. Where the handler's own socket is gone no agent can reach it, ever: Unusable.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ _CALL_SECONDS: Final = 10.0
 _OPTIONS: Final = (("grpc.default_authority", "localhost"),)
 
 _log = logging.getLogger(__name__)
+
+
+class Unusable(Exception):
+    """The agent's directory cannot be used, or not any longer; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,23 @@ async def stay_registered(
         registration: what to tell.
         registered: awaited after each registration.
         forgotten: whether Configurations want this handler and no stream is open (rule 3).
+
+    Raises:
+        Unusable: rule 6.
     """
     socket = directory / SOCKET_NAME
     known: tuple[int, int] | None = None
-    pause, lonely = _FIRST_PAUSE_SECONDS, 0.0
+    pause, lonely, trouble = _FIRST_PAUSE_SECONDS, 0.0, ""
     while True:
-        found = _identity(socket)
+        if not registration.endpoint.is_socket():
+            raise Unusable(f"{registration.endpoint}: this handler's own socket is gone; somebody has removed it")
+        found, before = None, trouble
+        try:
+            found, trouble = _identity(socket), ""
+        except OSError as error:
+            trouble = str(error)
+            if trouble != before:
+                _log.warning("no Akri agent here: %s; waiting for it", error)
         lonely = lonely + LOOK_SECONDS if found == known and forgotten() else 0.0
         if lonely > LONELY_SECONDS:
             _log.warning("Configurations want %s, but the agent does not ask for it", registration.name)
@@ -101,9 +118,7 @@ async def _register(socket: Path, registration: Registration) -> None:
         await stub.RegisterDiscoveryHandler(request, timeout=_CALL_SECONDS)
 
 
-def _identity(socket: Path) -> tuple[int, int] | None:
-    try:
-        status = socket.stat()
-    except OSError:
-        return None
+def _identity(socket: Path) -> tuple[int, int]:
+    """What tells one agent's socket from the next one's. Raises OSError."""
+    status = socket.stat()
     return status.st_ino, status.st_ctime_ns

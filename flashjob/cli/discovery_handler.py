@@ -16,6 +16,7 @@ import typer
 
 from attestation.discovery.details import Transport
 from attestation.discovery.handler import DiscoveryHandler
+from attestation.discovery.registration import Unusable
 from attestation.discovery.scanner import Scanner
 from attestation.errors import Reject
 from attestation.keys import Alg, PrivateKey, alg_of, private_from_pem
@@ -54,7 +55,17 @@ def discovery_handler(
         finally:
             await api.close()
 
-    asyncio.run(_until_stopped(connected()))
+    try:
+        asyncio.run(_until_stopped(connected()))
+    except ExceptionGroup as errors:
+        error, other = errors.split(Unusable)
+        if error is None or other is not None:
+            raise
+        unusable: Exception = error
+        while isinstance(unusable, ExceptionGroup):
+            unusable = unusable.exceptions[0]
+        step = "name the directory of the Akri agent's socket, as /var/lib/akri; sockets must be possible there"
+        raise FlashJobError("DirectoryUnusable", str(unusable), step) from errors
 
 
 async def serve(

@@ -12,6 +12,7 @@ import pytest
 from attestation.discovery.details import Transport
 from attestation.discovery.registration import SOCKET_NAME, Registration, stay_registered
 from flashjob.cluster.resources import CONFIGURATIONS
+from flashjob.sandbox.akri.handlers import HandlerUnavailable, discover
 from flashjob.trust.discovery import ANNOTATION_WOKEN
 
 from .bench import Bench, old_app
@@ -83,6 +84,24 @@ async def test_rule_2_details_that_cannot_be_followed(world: World, details: str
     await good.lists_only()
 
 
+@pytest.mark.parametrize(
+    "details", ["x" * 65_000, "{list: Devices, ? " + "x" * 60_000 + " : 1}"], ids=["no-yaml", "no-field"]
+)
+async def test_rule_2_a_refusal_is_never_too_long_for_the_agent(world: World, details: str) -> None:
+    await world.start()
+    stream = world.discover(details)
+    await until(lambda: stream.failure is not None, "the stream fails")
+    assert stream.failure is not None
+    assert stream.failure.refused
+
+
+async def test_rule_2_discovery_properties_are_not_passed_over(world: World) -> None:
+    await world.start()
+    with pytest.raises(HandlerUnavailable, match="discoveryProperties") as caught:
+        await anext(discover(world.endpoint, DEVICES, {"VERIFIER": b"elsewhere"}))
+    assert caught.value.refused
+
+
 async def test_rule_3_an_empty_list_is_said_once(world: World) -> None:
     await world.start()
     stream = world.discover(DEVICES)
@@ -142,11 +161,13 @@ async def test_the_agent_is_called_localhost(tmp_path: Path) -> None:
     async def never() -> None:
         raise AssertionError("nobody registered us")
 
+    own = await asyncio.start_unix_server(agent, registration.endpoint)
     task = asyncio.create_task(stay_registered(tmp_path, registration, never))
     try:
         await asyncio.wait_for(found.wait(), 10)
     finally:
         task.cancel()
+        own.close()
         server.close()
 
 
@@ -160,3 +181,64 @@ async def test_rule_3_an_agent_that_forgot_is_told_again(world: World, monkeypat
         world.registered.get_nowait()
     await asyncio.sleep(2.2)
     assert world.registered.empty()
+
+
+async def test_rule_5_that_there_is_no_agent_is_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world._running = asyncio.create_task(world._run())
+    await until(lambda: "no Akri agent here" in caplog.text, "it is said")
+    await asyncio.sleep(1.2)
+    assert caplog.text.count("no Akri agent here") == 1
+    assert SOCKET_NAME in caplog.text
+    await world.start_agent()
+    world.endpoint = await asyncio.wait_for(world.registered.get(), 10)
+    await world.discover(DEVICES).lists_only()
+
+
+async def test_rule_6_a_handler_whose_own_socket_is_gone_ends(world: World) -> None:
+    await world.start()
+    (world.directory / "flashjob-network.sock").unlink()
+    assert world._running is not None
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(world._running, 10)
+    world._running = None
+    assert "own socket is gone" in str(leaves(caught.value))
+
+
+async def test_rule_6_a_handler_waits_for_the_end_of_the_one_before(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rolling update: the next one is there before the last one ends."""
+    await world.start()
+    first, stream = world._running, world.discover(DEVICES)
+    await stream.lists_only()
+    world._running = asyncio.create_task(world._run())
+    await until(lambda: "another handler of this name serves here" in caplog.text, "the next one waits")
+    assert world.registered.empty()
+    assert first is not None
+    first.cancel()
+    assert await asyncio.wait_for(world.registered.get(), 10) == world.endpoint
+    await world.discover(DEVICES).lists_only()
+    await world.start_agent()  # it reaches the one that serves now
+    assert await asyncio.wait_for(world.registered.get(), 10) == world.endpoint
+    await world.discover(DEVICES).lists_only()
+
+
+async def test_a_directory_with_too_long_a_path_is_refused(world: World) -> None:
+    world.directory /= "x" * 100
+    world.directory.mkdir()
+    with pytest.raises(ExceptionGroup) as caught:
+        await world._run()
+    assert "at most 107 bytes" in str(leaves(caught.value))
+
+
+async def test_a_directory_that_takes_no_socket_is_refused(world: World) -> None:
+    world.directory = Path("/proc")
+    with pytest.raises(ExceptionGroup) as caught:
+        await world._run()
+    assert "no socket can be made there" in str(leaves(caught.value))
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in leaves(one)]
+    return [error]
