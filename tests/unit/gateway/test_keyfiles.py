@@ -62,6 +62,14 @@ def test_2_the_highest_number_is_current_and_others_are_honoured(mount: Path) ->
     assert (ring.current, ring.keys) == (12, {3: b"a" * 32, 12: b"b" * 40})
 
 
+def test_2_a_key_that_comes_next_is_honoured_before_it_makes_nonces(mount: Path) -> None:
+    (mount / "nonce" / "13.next").write_bytes(b"c" * 32)
+    ring = load_keys(mount / "grant.key", mount / "nonce").ring
+    assert (ring.current, ring.keys[13]) == (12, b"c" * 32)
+    (mount / "nonce" / "13.next").rename(mount / "nonce" / "13")
+    assert load_keys(mount / "grant.key", mount / "nonce").ring.current == 13
+
+
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 LOCKED = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
 
@@ -97,6 +105,9 @@ def test_1_a_grant_key_that_is_not_there(mount: Path) -> None:
         (lambda nonce: (nonce / "13").write_bytes(b"short"), "at least 32 bytes"),
         (lambda nonce: (nonce / "256").write_bytes(b"a" * 32), "0 to 255"),
         (lambda nonce: (nonce / "13").mkdir(), "13"),
+        (lambda nonce: (nonce / "012").write_bytes(b"a" * 32), "012 has leading zeros: 12 is meant"),
+        (lambda nonce: (nonce / "12.next").write_bytes(b"a" * 32), "key 12 stands there twice"),
+        (lambda nonce: [(nonce / "12").rename(nonce / "12.next"), (nonce / "3").unlink()], "no nonce key"),
         (lambda nonce: [(nonce / name).unlink() for name in ("3", "12")], "no nonce key"),
     ],
 )
