@@ -9,7 +9,8 @@ Rules of the token:
 2. ``eat_nonce`` (10) is one byte string; an array of nonces is refused.
 3. ``eat_profile`` (265) is ours. The profile is closed: every claim below is required unless marked optional, and any
    other claim is refused, because what is signed must be understood.
-4. Every claim has its type and length; booleans are not integers.
+4. Every claim has its type and length; booleans are not integers. Counters stay below 2^63 - 1: who keeps the highest seen,
+   or sets one above it, keeps signed 64-bit integers.
 
 | claim | key | type |
 |---|---|---|
@@ -46,6 +47,8 @@ PROFILE: Final = "tag:flashjob.dev,2026:eat-dice"
 EVIDENCE_LIMIT: Final = 4096
 EVIDENCE_VERSION: Final = 1
 EVIDENCE_MEDIA_TYPE: Final = "application/vnd.flashjob.evidence+cbor"
+
+_UINT_END: Final = 2**63 - 1
 
 CNF: Final = 8
 NONCE: Final = 10
@@ -226,8 +229,8 @@ def _debug_status(value: Value) -> DebugStatus:
 
 
 def _uint(value: Value, name: str) -> int:
-    if type(value) is not int or value < 0:
-        raise Reject(Code.EAT_CLAIM, f"{name} is not an unsigned integer")
+    if type(value) is not int or not 0 <= value < _UINT_END:
+        raise Reject(Code.EAT_CLAIM, f"{name} is not an unsigned integer below 2^63 - 1")
     return value
 
 

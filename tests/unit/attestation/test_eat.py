@@ -56,6 +56,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "62 iat": ({"6": 2**31}, "eat.unknown"),
     "unknown private claim": ({"-71099": 1}, "eat.unknown"),
     "bootcount negative": ({"267": -1}, "eat.claim"),
+    "bootcount that a signed 64-bit integer has nothing above": ({"267": 2**63 - 1}, "eat.claim"),
+    "fence likewise": ({"-71015": 2**64 - 1}, "eat.claim"),
     "bootcount True": ({"267": True}, "eat.claim"),
     "bootseed short": ({"268": bytes(7)}, "eat.claim"),
     "swname empty": ({"270": ""}, "eat.claim"),
