@@ -102,7 +102,7 @@ class ClusterTrust:
         return _anchor(known) if known else None
 
     def by_anchor_id(self, anchor_id: bytes) -> DeviceAnchor | None:
-        """See AnchorStore."""
+        """See AnchorStore. Finds both forms of a P-256 or P-384 key's id."""
         self._require_ready()
         for namespace, name in self._by_anchor.get(anchor_id, ()):
             known = self.devices.get(namespace, name)
@@ -185,8 +185,8 @@ class ClusterTrust:
                 continue
             change(self._by_id, known.id, key)
             change(self._by_policy, policy_key(known.namespace, known.policy), key)
-            if known.anchor is not None:
-                change(self._by_anchor, known.anchor.anchor_id, key)
+            for anchor_id in known.anchor.anchor_ids if known.anchor else ():
+                change(self._by_anchor, anchor_id, key)
         self._announce({known.id for known in (old, new) if known is not None})
 
     def _task_changed(self, key: Key, old: KnownTask | None, new: KnownTask | None) -> None:

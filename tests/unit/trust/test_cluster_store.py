@@ -114,7 +114,8 @@ async def test_it_is_what_the_verifier_asks_for(world: World) -> None:
     found = anchors.by_ueid(PHONE.ueid)
     assert found is not None
     assert (found.tier, found.policy, found.state) == (RootOfTrust.SIGNED_BOOT, "default/default", DeviceState.ACTIVE)
-    assert anchors.by_anchor_id(found.anchor_id) == found
+    assert len(set(found.anchor_ids)) == 2
+    assert [anchors.by_anchor_id(form) for form in found.anchor_ids] == [found, found]
     assert anchors.by_anchor_id(bytes(20)) is None
     assert policies.policy(found.policy) == policy(PHONE)
     assert policies.policy("default/other") is None
