@@ -9,9 +9,8 @@
 
 Rules (tests name them):
 
-1. The text is one YAML mapping of at most 64 KiB, with plain values: text, whole numbers, true and false, as YAML 1.2
-   writes them (what looks like a date or a time is text). No duplicate key, alias, tag, second document, nor a character
-   that cannot be seen.
+1. The text is one YAML mapping of at most 64 KiB, by the rules of ``plain_yaml``: plain values, no duplicate key, alias,
+   tag, second document, nor a character that cannot be seen.
 2. Unknown fields and wrong types are refused; every refusal names the field, and says what belongs there. It is at most
    `MAX_MESSAGE` characters long: it travels in a header.
 3. `list` is required. Ports are listed by `serial.ports` alone: `network`, `applications` and `attestIntervalSeconds`
@@ -28,15 +27,14 @@ Rules (tests name them):
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from typing import Annotated, Any, Final, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from attestation import plain_yaml
 from attestation.discovery.addresses import MAX_RANGE_HOSTS, Address, is_range, parse_address, parse_range
 
 MAX_BYTES: Final = 64 * 1024
@@ -228,62 +226,13 @@ def _check_transport(details: Details, transport: Transport) -> None:
         raise _refused(": serial.ports: give at least one glob, as /dev/ttyUSB*")
 
 
-_RESOLVERS: Final = {
-    first: [(f"tag:yaml.org,2002:{kind}", re.compile(pattern))]
-    for kind, pattern, firsts in (
-        ("bool", r"(true|false)\Z", "tf"),
-        ("int", r"-?(0|[1-9][0-9]{0,17})\Z", "-0123456789"),
-        ("null", r"(null|~|)\Z", ("n", "~", "")),
-    )
-    for first in firsts
-}
-"""By a plain scalar's first character: what is not text (rule 1)."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Rule 1: what differs from plain mappings, lists and scalars is refused, not resolved."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.yaml_implicit_resolvers = _RESOLVERS
-        self._nesting = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {line}: aliases are not allowed")
-        if event.tag is not None:
-            raise yaml.YAMLError(f"line {line}: tags are not allowed")
-        if isinstance(event, yaml.ScalarEvent) and not event.value.isprintable():
-            raise yaml.YAMLError(f"line {line}: {event.value!r} has characters that cannot be seen")
-        if self._nesting == _MAX_NESTING:
-            raise yaml.YAMLError(f"line {line}: nested too deeply")
-        self._nesting += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._nesting -= 1
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
-                raise yaml.YAMLError(f"line {line}: keys must be text")
-            if key.value in seen:
-                raise yaml.YAMLError(f"line {line}: {key.value}: stands there twice")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
 def _load(text: str) -> dict[str, Any]:
     if len(text.encode()) > MAX_BYTES:
         raise _refused(f": longer than {MAX_BYTES} bytes")
     try:
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, made stricter
-    except yaml.YAMLError as error:
-        raise _refused(f" are not plain YAML: {' '.join(str(error).split())}") from error
+        document = plain_yaml.load(text, nesting=_MAX_NESTING)
+    except ValueError as error:
+        raise _refused(f" are not plain YAML: {error}") from error
     if not isinstance(document, dict):
         raise _refused(": list: required, one of Ports, Devices")
     return document

@@ -79,7 +79,7 @@ async def stay_registered(
     pause, lonely, trouble = _FIRST_PAUSE_SECONDS, 0.0, ""
     while True:
         if not registration.endpoint.is_socket():
-            raise Unusable(f"{registration.endpoint}: this handler's own socket is gone; somebody has removed it")
+            raise Unusable(f"{registration.endpoint}: this handler's own socket was removed; start this program again")
         found, before = None, trouble
         try:
             found, trouble = _identity(socket), ""

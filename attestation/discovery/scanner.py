@@ -303,10 +303,12 @@ class Scanner:
                     del self._of[device_id]
             if first:
                 self._notify()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause(sighting)) as sighting.rest:
-                    await sighting.wake.wait()
-            sighting.rest = None
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause(sighting)) as sighting.rest:
+                        await sighting.wake.wait()
+            finally:
+                sighting.rest = None
 
     def _pause(self, sighting: Sighting) -> float | None:
         return sighting.pause(self.pace, interval=self.interval, now=self._steady())

@@ -110,7 +110,7 @@ async def test_rule_3_an_empty_list_is_said_once(world: World) -> None:
     assert stream.lists == [()]
 
 
-async def test_rule_5_the_end_is_silent(world: World) -> None:
+async def test_rule_5_the_end_is_silent(world: World, caplog: pytest.LogCaptureFixture) -> None:
     device = await world.bench.device(network=True)
     await world.enroll(device, old_app("esp32s3"))
     await world.start()
@@ -120,6 +120,7 @@ async def test_rule_5_the_end_is_silent(world: World) -> None:
     await until(lambda: stream.failure is not None, "the stream ends")
     assert len(stream.lists) == 1
     assert not stream.failure.refused  # type: ignore[union-attr]
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_killed_handlers_socket_is_no_hindrance(world: World) -> None:
@@ -201,7 +202,7 @@ async def test_rule_6_a_handler_whose_own_socket_is_gone_ends(world: World) -> N
     with pytest.raises(ExceptionGroup) as caught:
         await asyncio.wait_for(world._running, 10)
     world._running = None
-    assert "own socket is gone" in str(leaves(caught.value))
+    assert "own socket was removed" in str(leaves(caught.value))
 
 
 async def test_rule_6_a_handler_waits_for_the_end_of_the_one_before(
