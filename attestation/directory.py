@@ -27,11 +27,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from attestation import clones, files, keys, standing
+from attestation import clones, files, keys, plain_yaml, standing
 from attestation.anchors import DeviceAnchor, Floors
 from attestation.device_file import (
     NAME,
@@ -48,6 +47,7 @@ from attestation.verdict import Verdict
 
 __all__ = ["TrustDirectory", "base64url", "parse_policy", "read_policy"]
 
+_POLICY_NESTING: Final = 16
 _FOLDERS: Final = ("devices", "anchors", "pending", "policies", "signers", "release")
 
 _T = TypeVar("_T")
@@ -397,15 +397,15 @@ def read_policy(path: Path) -> AttestationPolicySpec:
 
 
 def parse_policy(data: bytes, name: str) -> AttestationPolicySpec:
-    """Read a policy from YAML (so JSON too); `name` says in messages where it is from.
+    """Read a policy from YAML (so JSON too) by the rules of ``plain_yaml``; `name` says in messages where it is from.
 
     Raises:
         Reject: ``policy.invalid``, with the path of the first wrong field.
     """
     try:
-        content = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Reject(Code.POLICY_INVALID, f"{name} is not YAML") from error
+        content = plain_yaml.load(data.decode("utf-8"), nesting=_POLICY_NESTING, line_breaks=True)
+    except ValueError as error:
+        raise Reject(Code.POLICY_INVALID, f"{name} is not plain YAML: {error}") from error
     if not isinstance(content, dict) or not content:
         raise Reject(Code.POLICY_INVALID, f"{name} is empty or not a mapping: no policy, no verdict")
     try:

@@ -444,6 +444,15 @@ attack(71, "no policy", "policy.missing", lambda: judge(D, policy=None))
 attack(71, "a policy that is no YAML", "policy.invalid", lambda: parse_policy(b"modes: [", "default.yaml"))
 attack(71, "a policy with a typo", "policy.invalid", lambda: parse_policy(b"mods: [Normal]", "default.yaml"))
 attack(71, "a policy with an unknown mode", "policy.invalid", lambda: parse_policy(b"modes: [Any]", "default.yaml"))
+for name, text in (
+    ("a field twice", b"minRootOfTrust: Isolated\nminRootOfTrust: SelfReported"),
+    ("a field twice, in JSON", b'{"modes": ["Normal"], "modes": ["Debug"]}'),
+    ("an alias", b"modes: &all [Normal]\ndebugStatus: *all"),
+    ("a tag", b"modes: !!set {Normal}"),
+    ("two documents", b"modes: [Normal]\n---\nmodes: [Debug]"),
+    ("what cannot be seen", '{"application": {"names": ["porch\u202e"]}}'.encode()),
+):
+    attack(71, f"a policy with {name}", "policy.invalid", lambda text=text: parse_policy(text, "default.yaml"))
 attack(71, "an empty policy file", "policy.invalid", lambda: parse_policy(b"", "default.yaml"))
 attack(71, "no device", "device.unknown", lambda: judge(D, device=None))
 

@@ -97,7 +97,7 @@ def known_pair(case: str, profile: str | None, alg: Alg) -> tuple[PrivateKey, Pu
 def test_ecdsa_certificates_equal_open_dice_but_for_the_signature(
     case: str, android: str, profile: str, name: str, alg: Alg, width: int
 ) -> None:
-    """RFC 6979 leaves room in how a digest is used, so that two deterministic signatures may differ: both verify."""
+    """The published signatures do not use the k of RFC 6979, so that no deterministic signer makes them; ours and theirs verify."""
     issuer, subject, layer = known_pair(case, profile, alg)
     ours, theirs = mint.certificate(issuer, subject, layer), vector(f"Cbor{name}Cert_{android}{case}.cose")
     assert ours[:-width] == theirs[:-width]

@@ -58,7 +58,7 @@ def test_what_could_be_read_in_another_way_is_refused(name: str) -> None:
 def test_4_line_breaks_where_they_are_allowed() -> None:
     pem = "a: |\n  -----BEGIN\n  x\n"
     assert plain_yaml.load(pem, nesting=2, line_breaks=True) == {"a": "-----BEGIN\nx\n"}
-    with pytest.raises(ValueError, match="line 1: .* cannot be seen"):
+    with pytest.raises(ValueError, match=r"line 1: .* cannot be seen"):
         plain_yaml.load(pem, nesting=2)
     with pytest.raises(ValueError, match="cannot be seen"):
         plain_yaml.load('a: "\\r"', nesting=2, line_breaks=True)
