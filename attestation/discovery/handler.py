@@ -9,7 +9,8 @@ Rules (tests name them):
    properties, for there are none that would be; nothing else is. Where details want mDNS and its library is not
    installed, that is FAILED_PRECONDITION: the agent asks again later.
 3. The first list comes once every place was looked at, or after a bounded time, even when it is empty; then a list comes
-   only when it differs from the last, whole, and at most one every `GAP_SECONDS`.
+   only when it differs from the last, whole, and not too soon after it (`gap`): the agent writes every Instance anew at
+   each one.
 4. A list that the agent could not take as one message is cut at `MAX_LIST_BYTES`, by id, and an error says so.
 5. When it ends it says nothing: an empty list would delete every Instance.
 6. Of several handlers for one transport in one directory, as in a rolling update, one serves and the others wait for
@@ -37,6 +38,7 @@ from attestation.discovery.registration import Registration, Unusable, stay_regi
 from attestation.discovery.scanner import Scanner
 
 GAP_SECONDS: Final = 0.2
+GAP_SECONDS_PER_ENTRY: Final = 0.005
 MAX_LIST_BYTES: Final = 4_000_000
 """An agent's gRPC takes 4 MiB."""
 _MAX_PATH_BYTES: Final = 107
@@ -121,10 +123,15 @@ class DiscoveryHandler:
                     last = entries
                     _log.info("list: %s for %s: %d", details.list, ", ".join(details.applications) or "any", len(last))
                     yield _response(entries)
-                await asyncio.sleep(GAP_SECONDS)
+                await asyncio.sleep(gap(len(entries)))
                 await subscription.changed.wait()
         finally:
             subscription.close()
+
+
+def gap(entries: int) -> float:
+    """Seconds between a list and the next one (rule 3)."""
+    return max(GAP_SECONDS, entries * GAP_SECONDS_PER_ENTRY)
 
 
 @asynccontextmanager

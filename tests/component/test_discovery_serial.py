@@ -81,9 +81,12 @@ async def test_a_port_in_use_is_waited_for(world: World) -> None:
     assert device.port is not None
     flash = await open_port(device.port.place)
     await world.start()
-    stream = world.discover(devices(world))
+    stream, all_ports = world.discover(devices(world)), world.discover(ports(world))
     await asyncio.sleep(0.3)
     assert stream.lists == []
+    assert set(all_ports.now) == {"/virtual/porch-1"}, "a port is listed, whoever holds it"
+    assert device.application is not None
+    assert device.application._last_attest == float("-inf"), "it is not probed while somebody holds its port"
     flash.close()
     await stream.lists_only(device)
 

@@ -38,6 +38,12 @@ def test_rule_4_a_list_that_is_too_long_is_cut_and_said(
     assert f"{20 - len(cut.devices)} are left out" in caplog.text
 
 
+@given(st.integers(0, 5000))
+def test_rule_3_an_agent_writes_at_most_200_instances_a_second(count: int) -> None:
+    assert handler.gap(count) >= 0.2
+    assert count / handler.gap(count) <= 200.001
+
+
 @given(st.integers(0, 40), st.integers(0, 30_000))
 def test_no_list_is_longer_than_allowed(count: int, limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
