@@ -10,6 +10,7 @@ Rules (tests name them):
 5. Stopped by hand, every device has an end that says in what state it was left.
 6. A chip on a serial line whose application is silent may wait in its loader, where a write was stopped: it is reset
    once.
+7. What this way can never do is refused before anything is fetched or asked.
 """
 
 import asyncio
@@ -41,6 +42,7 @@ from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.gateway.local import BenchJudge
 from flashjob.pipeline_reasons import artifact_error
+from flashjob.trust_reasons import bench_error
 from flashjob.wire.exit_codes import ExitCode
 from flashjob.wire.gateway import DeviceResult, Outcome, Stage
 from flashjob.wire.pod import Assignment, Before, Safety, Timeouts, TransportKind
@@ -75,6 +77,11 @@ class Wish:
     def place(self) -> str:
         """Where the device is, for people."""
         return self.port or self.host or ""
+
+    @property
+    def kind(self) -> TransportKind:
+        """How the device is reached."""
+        return TransportKind.SERIAL if self.port else TransportKind.NETWORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,11 @@ class Seat:
         Raises:
             FlashJobError, PipelineError, Reject: nothing was begun.
         """
-        wish, trust = self._wish, TrustDirectory(self._wish.trust)
+        wish = self._wish
+        if wish.safety.wipe_impossible(wish.kind):  # rule 7
+            why = Reason.WIPE_NEEDS_SERIAL
+            raise FlashJobError(why, f"{wish.place} is reached over the network", why.next_step)
+        trust = TrustDirectory(wish.trust)
         with tempfile.TemporaryDirectory(prefix="flashjob-") as folder:
             transport: Transport = (
                 SerialTransport(wish.port, Path(folder), wish.serial)
@@ -158,9 +169,8 @@ class Seat:
                 f"policy {anchor.policy} of device {device_id} is not in {trust.root}",
                 f"write {trust.root}/policies/{anchor.policy}.yaml",
             )
-        kind = TransportKind.SERIAL if wish.port else TransportKind.NETWORK
         target, firmware = await asyncio.to_thread(
-            self._artifact.firmware, chip, trust, anchor.policy, policy, permitted(wish.safety, kind)
+            self._artifact.firmware, chip, trust, anchor.policy, policy, permitted(wish.safety, wish.kind)
         )
         self._said(
             f"[bold]{target.application} {target.version}[/] for {chip}, {target.index_digest[:19]}, signature verified"
@@ -170,7 +180,7 @@ class Seat:
             task=f"bench-{device_id[:16]}",
             attempt=1,
             device=device_id,
-            transport=kind,
+            transport=wish.kind,
             address=wish.host,
             mac=hardware.get("mac"),
             serial=wish.serial if wish.port else None,
@@ -253,8 +263,7 @@ async def _end(wish: Wish, seat: Seat) -> End:
     except PipelineError as error:
         return End(wish.place, artifact_error(error))
     except Reject as error:
-        step = f"check the trust directory {wish.trust}"
-        return End(wish.place, FlashJobError(Reason.EVIDENCE_INVALID, str(error), step))
+        return End(wish.place, bench_error(error, wish.trust))
     except OSError as error:
         log.debug("%s", wish.place, exc_info=error)
         return End(wish.place, problem(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))

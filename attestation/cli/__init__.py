@@ -3,7 +3,7 @@
 
 Exit codes: 0 proven, or done; 1 rejected, not allowed, or different; 2 wrong usage; 3 accepted, but below the root of
 trust that the policy demands; 4 trust directory, policy or records cannot be used; 5 the device cannot be reached; 130
-interrupted. Results go to standard output, everything else to standard error.
+interrupted (143: by SIGTERM). Results go to standard output, everything else to standard error.
 """
 
 import signal
@@ -13,6 +13,7 @@ import typer
 
 from attestation.cli import ask, enroll, explain, mint, policy, reappraise, serve, verify
 from attestation.cli.common import Exit
+from attestation.cli.usage import run
 
 __all__ = ["Exit", "app", "main"]
 
@@ -33,6 +34,6 @@ def main() -> None:
     """Entry point. SIGTERM, as a cancelled CI job sends it, cleans up like Ctrl-C; neither shows a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app()
+        sys.exit(run(app, "attest"))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

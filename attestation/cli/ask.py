@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from attestation.cli import judging
-from attestation.cli.common import AsJson, Trust, json_or, now, open_trust, policy_from, print_json, verb
+from attestation.cli.common import AsJson, Trust, console, json_or, now, open_trust, policy_from, print_json, verb
 from attestation.device_protocol import NONCE_SIZE, DeviceClient, Info
 
 
@@ -104,7 +103,7 @@ def _show_info(said: dict[str, Any]) -> None:
     table = Table("what", "says", title="Not verified")
     for name, value in said.items():
         table.add_row(Text(name), Text(str(value)))
-    Console().print(table)
+    console().print(table)
 
 
 def _save(path: Path, evidence: bytes, nonce: bytes) -> None:

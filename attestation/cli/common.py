@@ -48,6 +48,14 @@ _TRUST_CODES: Final = frozenset(
     }
 )  # fmt: skip
 
+_NEXT: Final = {
+    Exit.REJECTED: "docs/reasons.md says what the code means; attest explain shows what evidence says",
+    Exit.USAGE: "attest COMMAND --help",
+    Exit.TRUST: "correct what the message names; attest enroll fills a trust directory, attest policy check reads a policy",
+    Exit.UNREACHABLE: "see that the device runs and that its address is right, then ask again",
+}
+_UNBOUND: Final = 10_000
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Trust = Annotated[Path | None, typer.Option(help="Trust directory.", show_default="user data directory")]
 By = Annotated[str, typer.Option(help="Who decides this: a person's name.")]
@@ -79,21 +87,29 @@ def verb(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def fail(message: str, code: Exit) -> NoReturn:
-    """Say why on standard error and end."""
-    Console(stderr=True, soft_wrap=True).print(Text(message, "bold red"))
+    """Say why on standard error, a code first, and what to do next; then end."""
+    reason, colon, rest = message.partition(": ")
+    console(stderr=True, soft_wrap=True).print(Text.assemble((reason, "bold red"), colon, rest))
+    say(f"Next: {_NEXT[code]}")
     raise typer.Exit(code)
 
 
 def say(message: str) -> None:
     """One line on standard error, for people; standard output is for results."""
-    Console(stderr=True, soft_wrap=True).print(Text(message))
+    console(stderr=True, soft_wrap=True).print(Text(message))
+
+
+def console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """Where people read. In a pipe or a file every line stays whole, and columns are as wide as they need to be."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, width=None if stream.isatty() else _UNBOUND)
 
 
 def print_json(content: object) -> None:
     """One JSON object on standard output; coloured on a terminal."""
-    console = Console()
-    if console.is_terminal:
-        console.print_json(json.dumps(content))
+    out = console()
+    if out.is_terminal:
+        out.print_json(json.dumps(content))
     else:
         typer.echo(json.dumps(content, sort_keys=True))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from attestation import enrolment, factory_list, keys, standing, vendor_ca
@@ -17,6 +16,7 @@ from attestation.cli.common import (
     Exit,
     Trust,
     Why,
+    console,
     device_id,
     fail,
     from_hex,
@@ -218,7 +218,7 @@ def list_devices(trust: Trust = None, as_json: AsJson = False) -> None:
             since = f" since {iso(last['at'])} by {last['by']}: {last['reason']}" if last else ""
             line = f"{row['id']}  {row['rootOfTrust']}  {row['policy']}  "
             style = "" if row["standing"] == standing.Standing.ACTIVE else "bold red"
-            Console(soft_wrap=True).print(Text(line), Text(row["standing"], style), Text(since), sep="")
+            console(soft_wrap=True).print(Text(line), Text(row["standing"], style), Text(since), sep="")
 
     json_or(as_json, rows, show)
 

@@ -9,12 +9,11 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from attestation import cose, dice_cbor, dice_chain, eat
-from attestation.cli.common import AsJson, Exit, json_or, verb
+from attestation.cli.common import AsJson, Exit, console, json_or, verb
 from attestation.cli.evidence_file import EvidenceFile, read_evidence
 from attestation.dice_cbor import Certificate, LeafCertificate
 from attestation.errors import Code, Reject
@@ -37,7 +36,7 @@ def command(evidence: EvidenceFile, as_json: AsJson = False) -> None:
         for part, fields in content.items():
             for name, value in fields.items():
                 table.add_row(Text(f"{part} {name}"), Text(str(value), "red" if name == UNREADABLE else ""))
-        Console().print(table)
+        console().print(table)
 
     json_or(as_json, content, show)
     if any(UNREADABLE in fields for fields in content.values()):

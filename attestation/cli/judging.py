@@ -3,12 +3,11 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from attestation import eat
 from attestation.anchors import DeviceAnchor, Floors
-from attestation.cli.common import Exit
+from attestation.cli.common import Exit, console
 from attestation.directory import TrustDirectory
 from attestation.errors import Code, Reject
 from attestation.policy import AttestationPolicySpec
@@ -96,19 +95,19 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
 
 def show(verdict: Verdict, *, quiet: bool = False) -> None:
     """The trail and the verdict for people; the verdict alone where `quiet`."""
-    console = Console(soft_wrap=True, highlight=False)
+    out = console(soft_wrap=True)
     for step in () if quiet else verdict.trail:
         mark = Text("ok  ", "green") if step.held else Text("NO  ", "bold red")
-        console.print(mark, Text(f"{step.rule:13}"), Text(step.detail), sep="")
+        out.print(mark, Text(f"{step.rule:13}"), Text(step.detail), sep="")
     if verdict.proven_at_tier:
-        console.print(Text("proven", "bold green"))
+        out.print(Text("proven", "bold green"))
     elif verdict.accepted:
-        console.print(Text("accepted, not proven", "bold yellow"))
+        out.print(Text("accepted, not proven", "bold yellow"))
     else:
         doc = verdict.code.doc if verdict.code else ""
-        console.print(Text(f"rejected: {verdict.code}: {doc}", "bold red"))
+        out.print(Text(f"rejected: {verdict.code}: {doc}", "bold red"))
     for item in verdict.unproven:
-        console.print(Text(f"not proven: {item}", "yellow"))
+        out.print(Text(f"not proven: {item}", "yellow"))
 
 
 def _named(store: TrustDirectory, evidence: bytes) -> DeviceAnchor | None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from attestation import policy_generate
 from attestation.cli.common import (
     AsJson,
     Exit,
+    console,
     from_hex,
     json_or,
     measurement,
@@ -135,7 +135,7 @@ def diff(
         for row in found:
             table.add_row(*(Text(cell) for cell in row))
         if found:
-            Console().print(table)
+            console().print(table)
         else:
             typer.echo("same")
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from attestation.cli.common import AsJson, Exit, default_trust, iso, json_or, policy_from, public_key, verb
+from attestation.cli.common import AsJson, Exit, console, default_trust, iso, json_or, policy_from, public_key, verb
 from attestation.errors import Reject
 from attestation.evidence_store import EvidenceStore, Line
 from attestation.policy import AttestationPolicySpec, policy_hash
@@ -118,14 +117,14 @@ def _as_json(line: Line, result: Reappraisal) -> dict[str, Any]:
 
 def _show(found: list[tuple[Line, Reappraisal]]) -> None:
     """What needs somebody first; one line for each device, which a terminal may wrap and a program may cut."""
-    console = Console(soft_wrap=True, highlight=False)
+    out = console(soft_wrap=True)
     for line, result in sorted(found, key=lambda one: _ORDER.index(one[1].outcome)):
         claims = result.verdict.claims if result.verdict else None
         runs = f"  {claims.application} {claims.version}" if claims else ""
         why = ": ".join(part for part in (result.code, result.message) if part)
         style = _STYLE.get(result.outcome, "bold red")
         said = f"  {line.device[:16]}  {iso(line.at)}{runs}{'  ' if why else ''}{why}"
-        console.print(Text(f"{result.outcome.value:11}", style), Text(said), sep="")
+        out.print(Text(f"{result.outcome.value:11}", style), Text(said), sep="")
     count = Counter(result.outcome for _, result in found)
     told = ", ".join(f"{count[outcome]} {words}" for outcome, words in _WORDS.items() if count[outcome])
-    console.print(Text(f"of {len(found)}: {told}"))
+    out.print(Text(f"of {len(found)}: {told}"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from attestation.cli.common import Exit, Trust, fail, open_trust, say, verb
+from attestation.cli.common import Trust, open_trust, say, verb
 from attestation.directory import TrustDirectory
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def command(
         from attestation.service.keyring import KeyFiles
         from attestation.service.metrics import Metrics
     except ModuleNotFoundError as error:
-        fail(f"attest serve needs {error.name}: pip install 'flashjob[service]'", Exit.USAGE)
+        raise typer.BadParameter(f"this needs {error.name}: pip install 'flashjob[service]'") from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     threads = workers or ((os.cpu_count() or 1) if evidence_dir else 1)  # a record waits for the disk
     limits = app.Limits(rate=rate, queue=queue, workers=threads)
@@ -85,7 +85,7 @@ def command(
     try:
         number = asyncio.run(server.serve(service, judge, lambda port: say(f"listening at {scheme}://{host}:{port}")))
     except OSError as error:
-        fail(f"--listen {listen}: {error.strerror}", Exit.USAGE)
+        raise typer.BadParameter(f"--listen {listen}: {error.strerror}") from error
     if number == signal.SIGINT:
         raise KeyboardInterrupt
 

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import CompletionItem, TyperGroup  # type: ignore[attr-defined]
 
+from firmware_pipeline.cli.usage import run
+
 VERBS: Final[dict[str, tuple[str, str]]] = {
     "push": ("push", "Push one release for one or several chips; sign it; set the tags last."),
     "pack": ("pack", "Like push, into an OCI layout directory: no registry needed."),
@@ -117,7 +119,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        app()
+        sys.exit(run(app, "firmware-pipeline"))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from firmware_pipeline.cli import usage
 from firmware_pipeline.cli.options import GROUPS, Login
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.exit_codes import INTERRUPTED, exit_code
@@ -63,8 +64,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
 
 def refuse(error: PipelineError, code: int) -> NoReturn:
     """End with the message, the next step and this exit code."""
-    err(f"error: {error.reason.value}: {error.message}")
-    err(f"next:  {error.next_step}")
+    usage.tell(error.reason.value, error.message, error.next_step)
     raise typer.Exit(code) from None
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from attestation.errors import Reject
 from firmware_pipeline.errors import PipelineError
+from flashjob import terminal
 from flashjob.api.device import Device
 from flashjob.api.flashjob import FlashJob
 from flashjob.api.flashtask import FlashTask
@@ -50,7 +51,7 @@ def demo(
     ] = False,
 ) -> None:
     """Play FlashJob end to end: push, apply, flash, reboot, attest, confirm, re-discover; then the enemies."""
-    console, report, scenarios = Console(stderr=as_json), Report(), choose(scenario)
+    console, report, scenarios = terminal.console(stderr=as_json), Report(), choose(scenario)
     with Workplace() as workplace, Interruption() as interruption:
         options = Options(workplace.directory, scenarios, devices, firmware)
         try:
@@ -97,7 +98,7 @@ async def _close(stage: Stage, api: KubeApi, console: Console, report: Report, a
     jobs.sort(key=lambda job: job.metadata.creation_timestamp)
     tasks = [FlashTask.parse(obj) for obj in await list_all(api, FLASHTASKS, NAMESPACE)]
     devices = {obj["metadata"]["name"]: Device.parse(obj) for obj in await list_all(api, DEVICES, NAMESPACE)}
-    console.rule("[bold]What the API server says")
+    terminal.heading(console, "What the API server says")
     for job in jobs:
         console.print(closing_table(job, _of(job, tasks), devices))
     seconds = Table(title="time per step", box=None, show_header=False)

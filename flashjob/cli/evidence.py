@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from attestation import evidence
 from attestation.cli.common import public_key
@@ -27,6 +26,7 @@ from firmware_pipeline.credentials import load_credentials
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.oci import Descriptor
 from firmware_pipeline.store import ArtifactStore
+from flashjob import terminal
 from flashjob.errors import FlashJobError
 from flashjob.pipeline_reasons import artifact_error
 from flashjob.wire.reasons import Reason
@@ -75,7 +75,7 @@ def push(
         content = {"artifact": digest, "type": evidence.PAYLOAD_TYPE, "attached": attached, "others": others}
         typer.echo(json.dumps(content, sort_keys=True))
     else:
-        Console().print(f"{len(attached)} records attached to {digest}, {others} left out", highlight=False)
+        terminal.console().print(f"{len(attached)} records attached to {digest}, {others} left out", highlight=False)
 
 
 def about(

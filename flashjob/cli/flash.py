@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flashjob import terminal
 from flashjob.api.flashtask import Verdict
 from flashjob.bench import End, Wish, exit_code, flash_all
 from flashjob.wire.exit_codes import ExitCode
@@ -84,8 +85,8 @@ def flash(
     """Fetch, verify the signature, preflight, write, reboot, attest, confirm: then a verdict, and only then.
 
     Exit codes: 0 proven (or already running, proven); 1 failed; 2 usage; 3 refused before the first byte;
-    4 written, but not provable at the demanded root of trust; 130 stopped by Ctrl-C. Of several devices, that of the
-    worst: 1 before 4 before 3 before 0.
+    4 written, but not provable at the demanded root of trust; 130 stopped by Ctrl-C, 143 by
+    SIGTERM. Of several devices, that of the worst: 1 before 4 before 3 before 0.
 
     --json: {"error", "result", "verdict"}. An error says that nothing was begun, or that it was stopped (a result then
     says how far it was); else there is a result, and a verdict if the attempt came to one. Of several devices:
@@ -112,7 +113,7 @@ def flash(
         )
         for one in where
     ]  # fmt: skip
-    console, alone = Console(stderr=as_json), len(where) == 1
+    console, alone = terminal.console(stderr=as_json), len(where) == 1
 
     def show_end(end: End) -> None:
         _print(console, end, named=not alone, as_json=as_json)
@@ -159,7 +160,7 @@ def _print(console: Console, end: End, *, named: bool, as_json: bool) -> None:
     """How it ended, to people: an error always, on the error stream; a result unless it is said as JSON."""
     if as_json and end.error is None:
         return
-    out = Console(stderr=True) if end.error is not None else console
+    out = terminal.console(stderr=True) if end.error is not None else console
     if named:
         out.print(f"[bold]{escape(end.place)}[/]", highlight=False)
     if end.error is not None:

@@ -6,6 +6,8 @@ Rules:
 1. The first one says so and cancels the task that watches; that it came is known even to code that fails because its
    own child got the same Ctrl-C.
 2. The second one ends the process at once. What it started hangs on lifelines and ends with it.
+3. Every other command takes SIGTERM as it takes Ctrl-C, also where the shell that began it shields it from Ctrl-C: what
+   runs is unwound, nothing of it is left behind, and the process ends with 143.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Final
 
+TERMINATED: Final = 128 + signal.SIGTERM
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -56,3 +59,27 @@ class Interruption:
     ) -> None:
         for each, before in self._before.items():
             signal.signal(each, before)
+
+
+class Termination:
+    """Rule 3, while it is entered. `came` says whether it was SIGTERM."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: Any = None
+
+    def _came(self, _number: int, frame: FrameType | None) -> None:
+        self.came = True
+        interrupt = signal.getsignal(signal.SIGINT)  # asyncio.run has its own while it runs
+        if not callable(interrupt):
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    def __enter__(self) -> "Termination":
+        self._before = signal.signal(signal.SIGTERM, self._came)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._before)

@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from firmware_pipeline.cli import usage
 from flashjob.errors import FlashJobError
+from flashjob.terminal import console
 from flashjob.wire.exit_codes import ExitCode
+
+from .interruption import TERMINATED, Termination
 
 COMMANDS: Final = {
     "demo": ("flashjob.cli.demo", "Play the whole loop on the embedded default, enemies included."),
@@ -31,47 +35,52 @@ COMMANDS: Final = {
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Run one command line and return its exit code; an error of ours is printed with what to do next."""
-    console = Console(stderr=True)
+    """Run one command line and return its exit code; an error is told on standard error, with what to do next."""
+    with Termination() as termination:
+        try:
+            code = _run(name, arguments)
+        except KeyboardInterrupt:
+            code = usage.INTERRUPTED
+    return TERMINATED if termination.came and code == usage.INTERRUPTED else code
+
+
+def _run(name: str, arguments: list[str]) -> int:
     match arguments:
         case [] | ["-h" | "--help", *_]:
             _help(name)
             return int(ExitCode.DONE)
         case ["--version", *_]:
-            Console().print(f"flashjob {version('flashjob')}", highlight=False)
+            console().print(f"flashjob {version('flashjob')}", highlight=False)
             return int(ExitCode.DONE)
         case [command, *_] if command not in COMMANDS:
-            console.print(f"{name}: there is no command {command!r}. Next: {name} --help", highlight=False)
+            usage.tell("WrongUsage", f"{name}: No such command {command!r}.", f"{name} --help")
             return int(ExitCode.USAGE)
     command, *rest = arguments
     try:
         app: typer.Typer = importlib.import_module(COMMANDS[command][0]).app
-        typer.main.get_command(app).main(rest, prog_name=f"{name} {command}")
+        return usage.run(app, f"{name} {command}", rest)
     except FlashJobError as error:
-        show(console, error)
+        show(console(stderr=True), error)
         return int(ExitCode.FAILED)
-    except KeyboardInterrupt:
-        return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return int(ExitCode.DONE)
 
 
-def show(console: Console, error: FlashJobError) -> None:
+def show(on: Console, error: FlashJobError) -> None:
     """What went wrong and what to do next."""
-    console.print(f"[bold red]{error.reason}[/]: {escape(error.message)}", highlight=False, soft_wrap=True)
+    on.print(f"[bold red]{error.reason}[/]: {escape(error.message)}", highlight=False, soft_wrap=True)
     if error.next_step:
-        console.print(f"Next: {escape(error.next_step)}", highlight=False, soft_wrap=True)
+        on.print(f"Next: {escape(error.next_step)}", highlight=False, soft_wrap=True)
 
 
 def _help(name: str) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2))
     for command, (_, text) in COMMANDS.items():
         table.add_row(command, text)
-    console = Console()
-    console.print("Firmware operations that count an update only when the device has proven it.\n", highlight=False)
-    console.print(f"Usage: {name} COMMAND [OPTIONS]; {name} COMMAND --help says more.\n", highlight=False)
-    console.print(table)
+    out = console()
+    out.print("Firmware operations that count an update only when the device has proven it.\n", highlight=False)
+    out.print(f"Usage: {name} COMMAND [OPTIONS]; {name} COMMAND --help says more.\n", highlight=False)
+    out.print(table)
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from types import FrameType
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
+from flashjob import terminal
 from flashjob.demo.materials import Materials
 from flashjob.sandbox.main import Sandbox
 from flashjob.sandbox.progress import build_progress
@@ -54,7 +54,7 @@ def up(
     ] = "default",
 ) -> None:
     """Start everything and keep it running; the first time compiles it, which is cached."""
-    console = Console()
+    console = terminal.console()
     where = (state or default_state(os.environ)).absolute()
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     _interrupt_once()

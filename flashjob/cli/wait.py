@@ -17,8 +17,8 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
+from flashjob import terminal
 from flashjob.api.flashjob import FlashJob
 from flashjob.cluster.kubeapi import ApiError, KubeApi
 from flashjob.cluster.login import connect
@@ -162,7 +162,7 @@ def wait(
         finally:
             await api.close()
 
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     ended = asyncio.run(run())
     if ended is None:
         console.print(f"{job}: not finished after {timeout:g} s. Next: kubectl flash watch {job}", highlight=False)

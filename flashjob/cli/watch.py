@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from flashjob import terminal
 from flashjob.api.device import Device
 from flashjob.api.flashjob import FlashJob
 from flashjob.api.flashtask import FlashTask
@@ -209,7 +210,7 @@ def command(
 
     Exit codes: 0 finished, every device proven; 1 finished otherwise.
     """
-    console = Console()
+    console = terminal.console()
 
     async def run() -> ReadBack:
         api = await connect(kubeconfig, context)

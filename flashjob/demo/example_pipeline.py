@@ -32,6 +32,7 @@ from attestation.directory import TrustDirectory
 from attestation.errors import Reject
 from firmware_pipeline.errors import PipelineError
 from firmware_pipeline.esp.measurement import measure
+from flashjob import terminal
 from flashjob.bench import Wish, flash_one
 from flashjob.cli.interruption import Interruption
 from flashjob.errors import FlashJobError
@@ -235,7 +236,7 @@ async def play(
         Unproven: a proof failed.
         FlashJobError, PipelineError, Reject: something could not be done.
     """
-    console.rule("[bold]From C source to images")
+    terminal.heading(console, "From C source to images")
     builds = [
         compile_firmware(sources, name, version, directory / f"{name}-{version}")
         for name, version in (("thermostat", "1.0.0"), ("thermostat", "1.1.0"), ("doorlock", "1.0.0"))
@@ -252,11 +253,11 @@ async def play(
         raise Unproven(f"{again} compiled twice gave two images")
     console.print(f"compiled again, {again} has the same bytes")
 
-    console.rule("[bold]From images to signed artifacts")
+    terminal.heading(console, "From images to signed artifacts")
     materials = Materials.make(directory / "materials")
     pinned = [publish(shop, made, number + 1, materials, console) for number, made in enumerate(builds)]
 
-    console.rule("[bold]From artifacts to proof")
+    terminal.heading(console, "From artifacts to proof")
     trust = TrustDirectory.create(directory / "trust")
     trust.write_grant_key(keys.private_from_pem(materials.key("grant").read_bytes()))
     shutil.copy(materials.public("signer"), trust.root / "signers" / "ci.pub")
@@ -313,7 +314,7 @@ def main() -> int:
     parser.add_argument("sources", type=Path, help="the directory with build.py")
     parser.add_argument("--layout", action="store_true", help="push to an OCI layout instead of a registry")
     wanted = parser.parse_args()
-    console = Console()
+    console = terminal.console()
     with Workplace() as workplace, Interruption() as interruption:
         try:
             asyncio.run(_play(wanted.sources.resolve(), workplace.directory, wanted.layout, console, interruption))

@@ -23,6 +23,7 @@ from flashjob.sandbox.progress import build_progress
 from flashjob.sandbox.registry import Login
 from flashjob.sandbox.stack import Stack
 from flashjob.sandbox.toolchain import build
+from flashjob.terminal import heading
 
 from . import act1
 from .act2 import Stage
@@ -89,7 +90,7 @@ async def play(
             lambda: [build(p, os.environ, progress, lifeline) for p in (programs.REGISTRY, programs.CONTROL_PLANE)]
         )
         try:
-            console.rule("[bold]Act 1: at a bench, without a cluster")
+            heading(console, "Act 1: at a bench, without a cluster")
             with report.step("act 1: bench"):
                 for bench in await act1.play(materials, options.directory / "bench", console):
                     report.outcomes.append(Outcome("bench", bench.device, bench.expected, bench.reason))
@@ -98,7 +99,7 @@ async def play(
         except BaseException:
             lifeline.cut()  # nobody waits for the compiler then, and the compiler for nobody
             raise
-    console.rule("[bold]Act 2: on a cluster")
+    heading(console, "Act 2: on a cluster")
     login = Login()
     with report.step("control plane, registry, node, Akri"):
         sandbox = await _to_the_end(

@@ -150,6 +150,16 @@ class Reason(StrEnum):
         "an Instance was found that belongs to no enrolled Device",
         "flashjob device enroll",
     )
+    ALREADY_ENROLLED = (
+        "AlreadyEnrolled",
+        "what is to be enrolled is there already; it was left as it is",
+        "change what is there, or enroll under another name",
+    )
+    TRUST_UNUSABLE = (
+        "TrustUnusable",
+        "a trust directory, or a file in it, cannot be used",
+        "name the right one with --trust; a new one: flashjob device enroll --trust DIR (docs/bench.md)",
+    )
     IDENTITY_CONFLICT = "IdentityConflict", "two Devices claim the same identity", "delete the wrong Device"
     NAME_CONFLICT = "NameConflict", "a task of this name belongs to something else", "delete that task"
     POLICY_MISSING = (

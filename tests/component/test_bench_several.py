@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +111,33 @@ def test_two_places_of_one_device_are_one_writer(bench: Bench) -> None:
     assert sum(end["verdict"] is not None for end in ends.values()) == 1
 
 
-async def test_ctrl_c_tells_for_each_what_was_left_behind(bench: Bench) -> None:
-    """Ctrl-C goes to the whole foreground group, as from a terminal."""
-    layout = bench.push("2.3.0", 5)
+@pytest.mark.parametrize(
+    ("number", "kill", "sequence"),
+    [
+        pytest.param(signal.SIGINT, os.killpg, 5, id="Ctrl-C: the whole foreground group"),
+        pytest.param(signal.SIGTERM, os.kill, 6, id="SIGTERM"),
+        pytest.param(signal.SIGTERM, os.killpg, 7, id="SIGTERM: the whole group, as a cancelled CI job"),
+    ],
+)
+async def test_stopped_it_tells_for_each_what_was_left_behind(
+    bench: Bench, tmp_path: Path, number: signal.Signals, kill: Callable[[int, int], None], sequence: int
+) -> None:
+    layout = bench.push(f"2.{sequence}.0", sequence)
     bench.fleet.ask("fault", SERIAL.name, fault={"kind": "Slow", "seconds": 0.05})
     before = bench.fleet.counters(SERIAL.name)["bytesProgrammed"]
     words = (bench.place(SERIAL), bench.place(NETWORK), "127.0.0.1:1")
     process = await asyncio.create_subprocess_exec(
         *bench.command(layout, *words, "--parallel", 1, "--json"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"HOME": str(bench.root)}, process_group=0,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"HOME": str(bench.root), "TMPDIR": str(tmp_path)}, process_group=0,
     )  # fmt: skip
     async with asyncio.timeout(60):
         while bench.fleet.counters(SERIAL.name)["bytesProgrammed"] < before + 40_000:
             await asyncio.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    kill(process.pid, number)
     out, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert b"Traceback" not in err
+    assert list(tmp_path.iterdir()) == [], "no folder is left behind"
     ends = {end["place"]: end for end in json.loads(out)["devices"]}
     first, second, third = (ends[place] for place in words)
     assert (first["error"]["reason"], first["result"]["stage"]) == ("Stopped", "Writing"), ends

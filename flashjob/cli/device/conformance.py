@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from attestation import keys
 from attestation.errors import Reject
 from attestation.keys import PrivateKey
+from flashjob import terminal
 from flashjob.cli.place import BAUD, RESET, STUB, Baud, Place, Reset, Stub, Target, place, serial_settings
 from flashjob.conformance import report, suite
 from flashjob.conformance.check import Broken, Check, Result
@@ -89,7 +89,7 @@ def conformance(
         reset=_reset(where, serial_settings(baud, reset, stub), reset_command),
         boot_seconds=boot_seconds,
     )
-    console = Console(stderr=as_json)
+    console = terminal.console(stderr=as_json)
 
     def seen(result: Result) -> None:
         if not as_json and not result.elsewhere:
@@ -160,5 +160,5 @@ def _private(path: Path | None, option: str) -> PrivateKey | None:
 def _unreachable(error: FlashJobError) -> typer.Exit:
     from flashjob.cli.main import show
 
-    show(Console(stderr=True), error)
+    show(terminal.console(stderr=True), error)
     return typer.Exit(ExitCode.REFUSED)

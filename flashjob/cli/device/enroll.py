@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from attestation import keys
 from attestation.directory import TrustDirectory
 from attestation.errors import Reject
 from attestation.policy import AttestationPolicySpec, RootOfTrust
+from flashjob import terminal
 from flashjob.cli.place import BAUD, RESET, STUB, Baud, Reset, Stub, on_network, serial_settings
 from flashjob.enrolment import Enrolment, device_spec, look
 from flashjob.errors import FlashJobError
 from flashjob.flasher.transports.base import Transport
 from flashjob.flasher.transports.network import NetworkTransport
 from flashjob.flasher.transports.serial import SerialTransport
+from flashjob.trust_reasons import bench_error
 from flashjob.wire.reasons import Reason
 
 _FIRST_ANSWER_SECONDS = 15.0
@@ -100,9 +101,13 @@ def enroll(
     try:
         device_id = asyncio.run(run())
     except Reject as reject:
-        where = f"the trust directory {trust}" if trust else "the AttestationPolicy and the grant key"
-        raise FlashJobError(Reason.EVIDENCE_INVALID, str(reject), f"check {where}") from reject
-    Console().print(f"enrolled [bold]{name}[/] {device_id} ({root_of_trust}, policy {policy})", highlight=False)
+        if trust is not None:
+            raise bench_error(reject, trust) from reject
+        step = "check the AttestationPolicy and the grant key"
+        raise FlashJobError(Reason.EVIDENCE_INVALID, str(reject), step) from reject
+    terminal.console().print(
+        f"enrolled [bold]{name}[/] {device_id} ({root_of_trust}, policy {policy})", highlight=False
+    )
 
 
 async def _into_directory(
@@ -171,14 +176,12 @@ async def _into_cluster(
         await api.create(DEVICES, namespace, body)
         return str(spec["id"])
     except ApiError as error:
-        if error.already_exists:
-            raise FlashJobError(
-                Reason.DEVICE_NOT_ENROLLED,
-                f"there is a Device {namespace}/{name} already; it was left as it is",
-                f"change it: kubectl edit device {name} -n {namespace}; or enroll under another name",
-            ) from error
+        if not error.already_exists:
+            raise
         raise FlashJobError(
-            Reason.DEVICE_NOT_ENROLLED, f"Device {namespace}/{name}: {error}", "see the message"
+            Reason.ALREADY_ENROLLED,
+            f"there is a Device {namespace}/{name} already; it was left as it is",
+            f"change it: kubectl edit device {name} -n {namespace}; or enroll under another name",
         ) from error
     finally:
         await api.close()

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET
-from flashjob import inspection
+from flashjob import inspection, terminal
 from flashjob.cli.place import BAUD, RESET, STUB, Baud, Place, Reset, Stub, Target, place, serial_settings
 from flashjob.flasher.transports.base import Transport
 from flashjob.flasher.transports.network import NetworkTransport
@@ -45,7 +44,7 @@ def info(
         bad = whose in ("differs", "not read")
         table.add_row(Text(whose if whose != last else "", style="bold"), what, Text(value, "red" if bad else ""))
         last = whose
-    Console().print(table, highlight=False)
+    terminal.console().print(table, highlight=False)
 
 
 async def _look(

@@ -17,7 +17,7 @@ from attestation.errors import Reject
 from attestation.keys import PublicKey
 from attestation.policy import RootOfTrust
 from firmware_pipeline.esp.chips import Chip
-from flashjob import inspection
+from flashjob import inspection, terminal
 from flashjob.cli.place import BAUD, RESET, STUB, Baud, Reset, Stub, serial_settings
 from flashjob.errors import FlashJobError
 from flashjob.flasher.transports.base import problem
@@ -64,7 +64,7 @@ def provision(
     if secure_boot_digest is not None and not secure_boot_digest.is_file():
         raise typer.BadParameter(f"--secure-boot-digest {secure_boot_digest}: there is no such file")
     owner = {"grantKeys": _keys(grant_key, "--grant-key"), "releaseKeys": _keys(release_key, "--release-key")}
-    console = Console()
+    console = terminal.console()
     settings = serial_settings(baud, reset, stub)
     if virtual is None and settings.reset not in RESETS:
         raise typer.BadParameter(

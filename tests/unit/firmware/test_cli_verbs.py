@@ -72,7 +72,7 @@ def test_index_of_two_jobs_then_cp_then_diff() -> None:
         assert [chip["chip"] for chip in report["chips"]] == ["esp32c3", "esp32s3"]
         assert registry.tags["latest"] == registry.tags["2.1.0"] == report["digest"]
         assert (
-            "error: InputDisagrees"
+            "InputDisagrees: "
             in run("index", f"{host}/porch:x", f"{host}/porch:c3", f"{host}/porch:2.1.0", http, code=3).stderr
         )
         copied = run("cp", f"{host}/porch:2.1.0", "oci:carried:2.1.0", "--key", "signer.pub", http)
@@ -110,11 +110,11 @@ def test_verify_explains_every_rule() -> None:
     assert "undecided  esp32c3 version: version '2.1.0': the release sequence has decided." in good.stderr
     older = verify("--device-sequence", 22, code=6)
     assert "refused    esp32c3 release sequence: release 21, the device has 22." in older.stderr
-    assert "error: DowngradeNotAllowed" in older.stderr
+    assert "DowngradeNotAllowed: " in older.stderr
     assert older.stdout == ""
     assert "allowed    esp32c3 release" in verify("--device-sequence", 22, "--allow-downgrade", code=0).stderr
     never = verify("--device-secure-version", 3, "--allow-downgrade", code=6)
-    assert "error: SecurityVersionTooLow" in never.stderr
+    assert "SecurityVersionTooLow: " in never.stderr
     assert "can be compared" in verify("--device-version", "main", code=6).stderr
     unsigned = run("verify", "layout", "--key", "release.pub", "--explain", "--json", code=6)
     report = json.loads(unsigned.stdout.splitlines()[0])
@@ -129,7 +129,7 @@ def test_verify_finds_bytes_that_are_not_what_the_config_says() -> None:
         if blob.stat().st_size > builds.PAYLOAD:
             blob.chmod(0o644)
             blob.write_bytes(b"?" * blob.stat().st_size)
-    assert "error: DigestMismatch" in run("verify", "layout", "--key", "signer.pub", "--layers", code=6).stderr
+    assert "DigestMismatch: " in run("verify", "layout", "--key", "signer.pub", "--layers", code=6).stderr
     run("verify", "layout", "--key", "signer.pub")
 
 
