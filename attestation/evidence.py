@@ -5,8 +5,8 @@ Rules (tests name them):
 
 1. A record holds the evidence as received, the nonce, the time, the device as enrolled, the whole policy and all that the
    verifier was told besides; nothing that it decided by is only referred to.
-2. It names the verdict and the build of the verifier. Its policy hash is that of its policy; its evidence hash is that of
-   its evidence (``record.hash``).
+2. It names the verdict and the build of the verifier. Its policy hash is that of its policy as it stands there, so that it
+   holds under builds whose policies know more fields; its evidence hash is that of its evidence (``record.hash``).
 3. It is written in one way: canonical JSON in a DSSE envelope. Any other spelling is refused (``record.structure``).
 4. The nonce is the one that was answered: freshness is judged as of the record's time, not as of today.
 
@@ -195,26 +195,20 @@ def read(envelope: bytes, accepted: Iterable[PublicKey]) -> Record:
         Reject: ``record.structure``, ``record.signature`` or ``record.hash``.
     """
     payload = dsse.open_sealed(envelope, PAYLOAD_TYPE, accepted)
-    found = _of(payload)
-    if hashlib.sha256(found.evidence).digest() != found.evidence_sha256:
-        raise Reject(Code.RECORD_HASH, "the evidence is not the one that the record names")
-    if policy_hash(found.policy) != found.policy_hash:
-        raise Reject(
-            Code.RECORD_HASH, "the policy is not the one that the record names, or was read by another version's rules"
-        )
-    return found
-
-
-def _of(payload: bytes) -> Record:
     try:
         content = json.loads(payload)
         if _canonical(content) != payload:
             raise Reject(Code.RECORD_STRUCTURE, "the record is spelled in another way than ours")
-        return Record.model_validate_json(payload)
+        found = Record.model_validate_json(payload)
     except ValidationError as error:
         raise Reject(Code.RECORD_STRUCTURE, f"the record: {first_error(error)}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise Reject(Code.RECORD_STRUCTURE, "the record is not JSON") from error
+    if hashlib.sha256(found.evidence).digest() != found.evidence_sha256:
+        raise Reject(Code.RECORD_HASH, "the evidence is not the one that the record names")
+    if hashlib.sha256(_canonical(content["policy"])).digest() != found.policy_hash:
+        raise Reject(Code.RECORD_HASH, "the policy is not the one that the record names")
+    return found
 
 
 def _told(context: Context) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evidence records: everything in them is needed, and no bit of them can be changed unnoticed."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def test_the_signer_cannot_contradict_himself() -> None:
     assert reappraise(changed(device=device), [PUBLIC], policy(PHONE)).code == "record.structure"
 
 
+def test_rule_2_a_record_of_a_build_whose_policies_knew_fewer_fields_still_holds() -> None:
+    older = {name: value for name, value in json.loads(payload())["policy"].items() if name != "idForm"}
+    canonical = json.dumps(older, sort_keys=True, separators=(",", ":")).encode()
+    record = changed(policy=older, policyHash=hashlib.sha256(canonical).hexdigest())
+    assert reappraise(record, [PUBLIC], policy(PHONE)).outcome is Outcome.HOLDS
+    rejects("record.hash", lambda: evidence.read(changed(policy=older), [PUBLIC]))
+
+
 def test_reappraisal_says_who_would_fail() -> None:
     denied = policy(PHONE, deny=DenyRules(measurements=(ref(PHONE.measurement),)))
     stricter = policy(PHONE, min_root_of_trust=RootOfTrust.ISOLATED)
@@ -221,9 +230,12 @@ def test_rule_2_and_3_one_flipped_bit_anywhere_in_the_index_is_detected(store: E
     index = store.root / "index.jsonl"
     good = index.read_bytes()
 
+    records = {line.record: evidence.read(store.envelope(line.record), [PUBLIC]) for line in store.lines()}
+
     def check() -> None:
         for line in store.lines():
-            line.require(evidence.read(store.envelope(line.record), [PUBLIC]))
+            store.envelope(line.record)
+            line.require(records[line.record])
 
     check()
     last = len(good.rpartition(b'{"accepted"')[0])
