@@ -46,9 +46,11 @@ UNPROVISIONED_IDS: Final = frozenset(
         "7a06eee41b789f4863d86b8778b1a201a6fedd56",  # Ed25519
         "672d0053ae4513fbb3bac8209daeb3e8897681cd",  # P-256
         "04c265fe06ff230e39b6322eea9e010711fb66b4",  # P-384
+        "4c514d88db0f81d57beb96177e3d7ea4aa581e66",  # P-256, of the compressed point
+        "760a97ded0b381400d9d11c154d6be3d2d51171f",  # P-384, of the compressed point
     )
 )
-"""Ids of the keys that the all-zero UDS gives: a device that has them was never provisioned."""
+"""Ids of the keys that the all-zero UDS gives, in every form: a device that has them was never provisioned."""
 
 _ALG_OF_CURVE: Final = {ec.SECP256R1.name: Alg.ES256, ec.SECP384R1.name: Alg.ES384}
 _KTY, _KID, _ALG, _OPS, _CRV, _X, _Y, _D = 1, 2, 3, 4, -1, -2, -3, -4

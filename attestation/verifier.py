@@ -245,13 +245,19 @@ class _Judge:
         )
         if self.policy.deny.keys:
             denied = frozenset(self.policy.deny.keys)
-            for key_id in (self.envelope.anchor_id, *chain.subjects):
+            for key_id in (*map(keys.dice_id, self._keys_of(chain)), self.envelope.anchor_id, *chain.subjects):
                 if key_id.hex() in denied:
                     raise Reject(Code.CHAIN_DENIED, f"key {key_id.hex()} is on the policy's deny list")
         for layer in (chain.bootloader, chain.application):
             if layer.profile_name is not None:
                 raise Reject(Code.DICE_PROFILE, f"profile name {layer.profile_name!r:.40}, expected none")
         return chain
+
+    def _keys_of(self, chain: Chain) -> tuple[keys.PublicKey, ...]:
+        """Where the chain's ids are of compressed points, its keys: a denied key is denied under its usual id, too."""
+        if not self._compressed:
+            return ()
+        return self.device.key, chain.bootloader.key, chain.application.key, chain.leaf_key
 
     def check_token(self) -> str:
         kid, leaf_id = self.message.kid, self.chain.leaf_id

@@ -20,7 +20,7 @@ from attestation.cbor import dumps
 from attestation.directory import parse_policy
 from attestation.errors import Code, Reject
 from attestation.keys import Alg, PrivateKey
-from attestation.policy import LeafSigning, RootOfTrust
+from attestation.policy import IdForm, LeafSigning, RootOfTrust
 from attestation.replay import InMemorySingleUse
 from attestation.verifier import IssuedNonce, Verdict, verify, verify_once
 from tests.unit.attestation import test_dice_x509 as x509_zoo
@@ -233,6 +233,21 @@ attack(
     ),
 )
 
+
+def unprovisioned_layer_with_compressed_ids() -> Verdict:
+    def linked(number: int, issuer: PrivateKey, subject: PrivateKey) -> bytes:
+        claims = mint.certificate_claims(issuer.public_key(), subject.public_key(), D.layers()[number])
+        for label, key in ((dice_cbor.ISSUER, issuer), (dice_cbor.SUBJECT, subject)):
+            claims[label] = keys.dice_id(key.public_key(), compressed=True).hex()
+        return mint.sign_certificate(claims, issuer)
+
+    chain = [linked(0, UDS, ZERO), linked(1, ZERO, APP)]
+    evidence = mint.evidence(keys.dice_id(UDS.public_key(), compressed=True), chain, D.token())
+    return judge(D, evidence, policy=policy(D, id_form=IdForm.COMPRESSED))
+
+
+attack(35, "in a certificate, ids of compressed points", "key.unprovisioned", unprovisioned_layer_with_compressed_ids)
+
 # Chain
 FIRST, SECOND = D.chain()
 UDS_ID = keys.dice_id(UDS.public_key()).hex()
@@ -438,12 +453,18 @@ attack(68, "oemid", "eat.hardware", enrolled_as(oemid=b"\x01" * 16))
 attack(68, "hwmodel", "eat.hardware", enrolled_as(hwmodel=b"esp32c3"))
 attack(68, "hwmodel without oemid", "eat.claim", token({eat.OEMID: None}))
 attack(69, "software name is not the certified one", "eat.name", token({eat.SWNAME: "kitchen"}))
+
+
+def policy_file(text: bytes) -> Run:
+    return lambda: parse_policy(text, "default.yaml")
+
+
 attack(70, "suspended", "device.suspended", enrolled_as(state=DeviceState.SUSPENDED))
 attack(70, "revoked", "device.revoked", enrolled_as(state=DeviceState.REVOKED))
 attack(71, "no policy", "policy.missing", lambda: judge(D, policy=None))
-attack(71, "a policy that is no YAML", "policy.invalid", lambda: parse_policy(b"modes: [", "default.yaml"))
-attack(71, "a policy with a typo", "policy.invalid", lambda: parse_policy(b"mods: [Normal]", "default.yaml"))
-attack(71, "a policy with an unknown mode", "policy.invalid", lambda: parse_policy(b"modes: [Any]", "default.yaml"))
+attack(71, "a policy that is no YAML", "policy.invalid", policy_file(b"modes: ["))
+attack(71, "a policy with a typo", "policy.invalid", policy_file(b"mods: [Normal]"))
+attack(71, "a policy with an unknown mode", "policy.invalid", policy_file(b"modes: [Any]"))
 for name, text in (
     ("a field twice", b"minRootOfTrust: Isolated\nminRootOfTrust: SelfReported"),
     ("a field twice, in JSON", b'{"modes": ["Normal"], "modes": ["Debug"]}'),
@@ -452,8 +473,8 @@ for name, text in (
     ("two documents", b"modes: [Normal]\n---\nmodes: [Debug]"),
     ("what cannot be seen", '{"application": {"names": ["porch\u202e"]}}'.encode()),
 ):
-    attack(71, f"a policy with {name}", "policy.invalid", lambda text=text: parse_policy(text, "default.yaml"))
-attack(71, "an empty policy file", "policy.invalid", lambda: parse_policy(b"", "default.yaml"))
+    attack(71, f"a policy with {name}", "policy.invalid", policy_file(text))
+attack(71, "an empty policy file", "policy.invalid", policy_file(b""))
 attack(71, "no device", "device.unknown", lambda: judge(D, device=None))
 
 

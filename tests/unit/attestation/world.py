@@ -214,6 +214,16 @@ def judge(phone: Minted, evidence: bytes | None = None, **changes: Any) -> Verdi
     return verify(phone.evidence() if evidence is None else evidence, context(phone, **changes))
 
 
+def refused(code: Code | str, verdict: Verdict, rule: str) -> Verdict:
+    """The verdict says no, for this reason, at this rule."""
+    assert not verdict.accepted
+    assert not verdict.proven_at_tier
+    assert verdict.code == code, verdict.message
+    assert verdict.trail[-1].rule == rule
+    assert [step.held for step in verdict.trail] == [True] * (len(verdict.trail) - 1) + [False]
+    return verdict
+
+
 def rejects(code: Code | str, call: Any) -> Reject:
     """The Reject that the call raises, which must have this code."""
     with pytest.raises(Reject) as caught:
