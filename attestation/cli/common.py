@@ -179,13 +179,20 @@ def private_key(path: Path, option: str) -> keys.PrivateKey:
         raise typer.BadParameter(f"{option} {path}: {error}") from error
 
 
-def device_id(store: TrustDirectory, text: str, among: list[str] | None = None) -> bytes:
-    """A device's id from its beginning, at least 8 digits. Raises BadParameter unless it names exactly one."""
-    known = [one.hex() for one in store.ids()] if among is None else among
+def device_id(store: TrustDirectory, text: str, waiting: list[str] | None = None) -> bytes:
+    """A device's id from its beginning, at least 8 digits; of the enrolled devices, or of those that wait for approval.
+
+    Raises:
+        BadParameter: it does not name exactly one.
+    """
+    if len(text) < 8:
+        raise typer.BadParameter(f"{text!r:.80} is too short, 8 digits at least")
+    known = [one.hex() for one in store.ids()] if waiting is None else waiting
     found = [one for one in known if one.startswith(text.lower())]
-    if len(text) < 8 or len(found) != 1:
-        why = "too short, 8 digits at least" if len(text) < 8 else f"the beginning of {len(found)} device ids"
-        raise typer.BadParameter(f"{text!r:.80} is {why}")
+    if len(found) != 1:
+        which = "is enrolled" if waiting is None else "waits for approval"
+        many = f"{len(found)} device ids begin with {text!r:.80}: give more digits"
+        raise typer.BadParameter(many if found else f"no device {which} whose id begins with {text!r:.80}")
     return bytes.fromhex(found[0])
 
 

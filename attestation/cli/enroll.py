@@ -291,7 +291,7 @@ def _enroll(store: TrustDirectory, specs: list[dict[str, Any]], as_json: bool) -
     for spec in fresh:
         store.enroll(spec)
     content = {"enrolled": [spec["id"] for spec in fresh], "known": [spec["id"] for spec in known]}
-    show = f"enrolled {len(fresh)} devices, {len(known)} were enrolled already"
+    show = f"{len(fresh)} enrolled now, {len(known)} enrolled already"
     json_or(as_json, content, lambda: typer.echo(show))
 
 
