@@ -8,6 +8,8 @@ Each attack is the honest device with exactly one lie, signed by the right key w
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Barrier, Thread
 from typing import Any
 
@@ -17,13 +19,14 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from attestation import clones, cose, dice_cbor, eat, keys, mint, nonce
 from attestation.anchors import DeviceAnchor, DeviceState, Floors
 from attestation.cbor import dumps
-from attestation.directory import parse_policy
+from attestation.directory import TrustDirectory, parse_policy
 from attestation.errors import Code, Reject
 from attestation.keys import Alg, PrivateKey
 from attestation.policy import IdForm, LeafSigning, RootOfTrust
 from attestation.replay import InMemorySingleUse
 from attestation.verifier import IssuedNonce, Verdict, verify, verify_once
 from tests.unit.attestation import test_dice_x509 as x509_zoo
+from tests.unit.attestation.test_verifier_directory import spec
 from tests.unit.attestation.world import AUDIENCE, NOW, RING, Minted, context, digest, judge, policy, private_key
 
 D = Minted()
@@ -335,11 +338,17 @@ attack(53, "absent in the application", "dice.config", descriptor(dumps({-70002:
 
 
 def floor_of_another_replica() -> Verdict:
-    """Both replicas read the floors from one place: what one confirmed, the other knows."""
-    shared = Floors().raised(Floors(security_version=5, boot_count=3))
-    newer = replace(D, secure_version=5)
-    assert judge(newer, floors=shared).accepted
-    return judge(D, floors=shared)
+    """Both replicas read the floors from one place: what one confirmed, the other knows, also after an attempt to lower them."""
+    with TemporaryDirectory() as folder:
+        one = TrustDirectory.create(Path(folder) / "trust")
+        one.enroll(spec(D))
+        newer, other = replace(D, secure_version=5), TrustDirectory(Path(folder) / "trust")
+        assert judge(newer, floors=other.floors(D.ueid)).accepted
+        assert judge(D, floors=other.floors(D.ueid)).accepted
+        one.confirm(D.ueid, Floors(security_version=5), [newer.measurement])
+        other.confirm(D.ueid, Floors(security_version=4), [newer.measurement])
+        assert judge(newer, floors=other.floors(D.ueid)).accepted
+        return judge(D, floors=other.floors(D.ueid))
 
 
 attack(54, "older evidence to another replica", "rollback", floor_of_another_replica)
