@@ -273,7 +273,12 @@ class AttestationPolicySpec(_Strict):
         Field(description="Accepted hashes of the secure boot authority. Zero bytes mean no verified boot."),
     ] = ()
     modes: Annotated[
-        tuple[Mode, ...], Field(min_length=1, max_length=4, description="Accepted modes, for every layer.")
+        tuple[Mode, ...],
+        Field(
+            min_length=1,
+            max_length=4,
+            description="Accepted modes, for every layer. Above SelfReported all security eFuses must be locked as well.",
+        ),
     ] = (Mode.NORMAL,)
     debug_status: Annotated[
         tuple[DebugStatus, ...], Field(min_length=1, max_length=5, description="Accepted debug states.")
