@@ -56,7 +56,9 @@ class Subscription:
         self.details = details
         self.changed = asyncio.Event()
         self.places = tuple(map(NetworkPlace, details.addresses))
-        self.ports: tuple[SerialPort, ...] | None = None
+        self.ports: tuple[SerialPort, ...] = ()
+        self.surveyed = False
+        """Whether all its places are known by now."""
         self.unreadable: tuple[str, ...] = ()
         self._kept = Kept()
         self._scanner = scanner
@@ -64,7 +66,7 @@ class Subscription:
     def entries(self) -> tuple[Entry, ...]:
         """The whole list now."""
         if self.details.list == "Ports":
-            return entries.ports(self.ports or ())
+            return entries.ports(self.ports)
         return entries.devices(self._scanner.shown.values(), self.details)
 
     def found(self, found: Found, *, now: float) -> tuple[SerialPort, ...]:
@@ -166,7 +168,7 @@ class Scanner:
 
     def settled(self, subscription: Subscription) -> bool:
         """Whether every place was looked at once."""
-        if subscription.ports is None:
+        if not subscription.surveyed:
             return False
         return subscription.details.list == "Ports" or all(sighting.looked for sighting in self._sightings.values())
 
@@ -207,10 +209,10 @@ class Scanner:
         """Find all places, begin to watch new ones and give up those that are gone."""
         wanted: dict[str, tuple[Place, str]] = {}
         enrolled = tuple(self._enrolment.devices())
+        subscriptions = tuple(self._subscriptions)
         if self.transport is Transport.NETWORK:
-            self._listen(any(subscription.details.mdns for subscription in self._subscriptions))
-            for subscription in self._subscriptions:
-                subscription.ports = ()
+            self._listen(any(subscription.details.mdns for subscription in subscriptions))
+            for subscription in subscriptions:
                 wanted.update((place.key, (place, "")) for place in subscription.places)
             wanted.update((place.key, (place, "")) for place in map(NetworkPlace, self._announced))
             for device in enrolled:
@@ -219,13 +221,15 @@ class Scanner:
                         place = NetworkPlace(parse_address(text))
                         wanted[place.key] = (place, device.id)
         else:
-            for subscription in tuple(self._subscriptions):
+            for subscription in subscriptions:
                 found = await asyncio.to_thread(self._find, subscription.details.globs)
                 ports = subscription.found(found, now=self._steady())
                 if subscription.details.list == "Devices":
                     for port in ports:
                         place_at = PortPlace(port)
                         wanted[place_at.key] = (place_at, behind(port, enrolled))
+        for subscription in subscriptions:
+            subscription.surveyed = True
         self._watch(wanted)
 
     def _listen(self, wanted: bool) -> None:
