@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -36,7 +37,6 @@ _AGENT_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 _SOCKET_PATH_LIMIT: Final = 100
 _STOP_SECONDS: Final = 8.0
-_ORPHAN_GRACE_SECONDS: Final = 2.0
 
 
 class Sandbox:
@@ -49,6 +49,7 @@ class Sandbox:
         self._environ = environ
         self._programs: list[Program] = []
         self._akri_directories: dict[str, Path] = {}
+        self._temporary: list[Path] = []
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -106,15 +107,15 @@ class Sandbox:
         logs = ["--serving-certificate", str(certificate), "--serving-key", str(key), "--client-ca", str(self.plane.ca)]
         arguments = ["--kubeconfig", str(kubeconfig), "--name", node, "--root", str(root), *logs, *allowed]
         self.spawn(f"node-agent-{node}", [sys.executable, "-m", "flashjob.sandbox.node", *arguments])
-        directory, temporary = self.state_dir.resolve() / "akri" / node, list[str]()
+        kubeconfig, temporary = self.identity("akri-agent"), None
+        directory = self.state_dir.resolve() / "akri" / node
         if len(str(directory / SOCKET_NAME)) > _SOCKET_PATH_LIMIT:
-            directory = Path(tempfile.mkdtemp(prefix="flashjob-akri-"))
-            temporary = ["--temporary"]
+            directory = temporary = Path(tempfile.mkdtemp(prefix="flashjob-akri-"))
+            self._temporary.append(temporary)
         self._akri_directories[node] = directory
-        arguments = ["--kubeconfig", str(self.identity("akri-agent")), "--node", node, "--directory", str(directory)]
-        command = [sys.executable, "-m", "flashjob.sandbox.akri", *arguments, *temporary]
-        # It deletes a temporary directory even when this process is killed.
-        self.spawn(f"akri-agent-{node}", command, orphan_grace_seconds=_ORPHAN_GRACE_SECONDS)
+        arguments = ["--kubeconfig", str(kubeconfig), "--node", node, "--directory", str(directory)]
+        command = [sys.executable, "-m", "flashjob.sandbox.akri", *arguments]
+        self.spawn(f"akri-agent-{node}", command, folder=temporary)  # it goes even when this process is killed
 
     def _wait_for_node(self, node: str) -> None:
         """Ready: the node is schedulable and its Akri agent takes registrations."""
@@ -154,7 +155,7 @@ class Sandbox:
         command: Sequence[str],
         env: Mapping[str, str] | None = None,
         *,
-        orphan_grace_seconds: float = 0.0,
+        folder: Path | None = None,
     ) -> Program:
         """Start a further program that lives no longer than the sandbox.
 
@@ -162,16 +163,14 @@ class Sandbox:
             name: names the log.
             command: what to run.
             env: added to the sandbox's environment.
-            orphan_grace_seconds: from SIGTERM to SIGKILL when this process is killed; 0 kills at once.
+            folder: deleted when it has ended.
         """
         log = self.log_directory / f"{name}.log"
         log.unlink(missing_ok=True)
         # The programs must find the very package that starts them, installed or not.
         python_path = os.pathsep.join([_PACKAGE_ROOT, *filter(None, [self._environ.get("PYTHONPATH")])])
         full = {**self._environ, "PYTHONPATH": python_path, **(env or {})}
-        program = Program.start(
-            name, command, self.plane.lifeline, log=log, env=full, orphan_grace_seconds=orphan_grace_seconds
-        )
+        program = Program.start(name, command, self.plane.lifeline, log=log, env=full, folder=folder)
         self._programs.append(program)
         return program
 
@@ -193,6 +192,8 @@ class Sandbox:
             program.terminate()
         for program in reversed(spawned):
             program.stop(_STOP_SECONDS)
+        for folder in self._temporary:  # one whose agent did not come to start
+            shutil.rmtree(folder, ignore_errors=True)
         self.registry.stop()
         self.plane.stop()
         if self._lock is not None:

@@ -30,10 +30,18 @@ class Lifeline:
         """The read end, to be inherited by a tether (`pass_fds`)."""
         return self._read
 
-    def command(self, command: Sequence[str], *, orphan_grace_seconds: float = 0.0) -> list[str]:
-        """The argument list that runs `command` behind a tether on this lifeline."""
+    def command(
+        self, command: Sequence[str], *, orphan_grace_seconds: float = 0.0, folder: Path | None = None
+    ) -> list[str]:
+        """The argument list that runs `command` behind a tether on this lifeline.
+
+        Args:
+            command: what to run.
+            orphan_grace_seconds: from SIGTERM to SIGKILL when this process is killed; 0 kills at once.
+            folder: deleted when it has ended.
+        """
         prefix = [sys.executable, "-I", "-S", str(_TETHER), str(self._read), str(orphan_grace_seconds)]
-        return [*prefix, *command]
+        return [*prefix, str(folder or ""), *command]
 
     @property
     def is_cut(self) -> bool:
@@ -81,9 +89,9 @@ class Program:
         log: Path,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        orphan_grace_seconds: float = 0.0,
+        folder: Path | None = None,
     ) -> Program:
-        """Start `command`, append its output to `log`.
+        """Start `command`, append its output to `log`, delete `folder` when it has ended.
 
         Raises:
             FlashJobError: `ProgramNotStarted` if the tether itself cannot be started.
@@ -92,7 +100,7 @@ class Program:
         try:
             with log.open("ab") as output:
                 process = subprocess.Popen(
-                    lifeline.command(command, orphan_grace_seconds=orphan_grace_seconds),
+                    lifeline.command(command, folder=folder),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run one command that cannot outlive the process that wanted it. A program of its own: standard library only.
 
-    python -I -S tether.py LIFELINE_FD GRACE_SECONDS COMMAND [ARGUMENT]...
+    python -I -S tether.py LIFELINE_FD GRACE_SECONDS FOLDER COMMAND [ARGUMENT]...
 
 The starter holds the write end of a pipe and gives the read end as LIFELINE_FD. The kernel closes the write end
 however the starter ends, so this needs no cooperation from a starter that was killed.
@@ -13,12 +13,14 @@ Rules:
 3. The command leads a session of its own, so that a terminal's Ctrl-C reaches only the starter.
 4. When the command has ended, every descendant it left behind is killed (this process is their subreaper).
 5. If this process itself is killed, the kernel kills the command (PR_SET_PDEATHSIG).
-6. Exit code: the command's; 128 + N if signal N ended it; 127 if it could not be started.
+6. When all of it has ended, FOLDER is deleted ("": there is none), however it ended.
+7. Exit code: the command's; 128 + N if signal N ended it; 127 if it could not be started.
 """
 
 import ctypes
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -87,7 +89,7 @@ def _kill_the_rest() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command to its end and return the exit code to leave with."""
-    lifeline, grace, command = int(arguments[0]), float(arguments[1]), arguments[2:]
+    lifeline, grace, folder, command = int(arguments[0]), float(arguments[1]), arguments[2], arguments[3:]
     os.set_inheritable(lifeline, False)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -122,6 +124,8 @@ def main(arguments: list[str]) -> int:
         if pid == child:
             break
     _kill_the_rest()
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

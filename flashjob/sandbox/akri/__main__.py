@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,18 +19,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--node", required=True)
     parser.add_argument("--directory", type=Path, required=True, help="where the registration socket is made")
-    parser.add_argument("--temporary", action="store_true", help="delete the directory at the end")
     options = parser.parse_args(arguments)
 
     async def work() -> None:
         async with ApiClient.from_kubeconfig(options.kubeconfig) as client:
             await AkriAgent(client, options.node, options.directory.resolve()).run()
 
-    try:
-        return asyncio.run(run_until_terminated(work()))
-    finally:
-        if options.temporary:
-            shutil.rmtree(options.directory, ignore_errors=True)
+    return asyncio.run(run_until_terminated(work()))
 
 
 if __name__ == "__main__":

@@ -135,10 +135,33 @@ time.sleep(600)
 """
     lifeline = Lifeline()
     command = [sys.executable, "-c", code, str(ready)]
-    program = Program.start("p", command, lifeline, log=tmp_path / "log", orphan_grace_seconds=20)
+    tethered = lifeline.command(command, orphan_grace_seconds=20)
+    program = Program("p", subprocess.Popen(tethered, pass_fds=(lifeline.descriptor,)), tmp_path / "log")
     wait_until(ready.exists)
     lifeline.close()
     assert program.wait(10) == 3
+
+
+@pytest.mark.parametrize(
+    "how", ["it ends", "it is told to", "it is killed", "its starter goes", "it cannot be started"]
+)
+def test_its_folder_goes_with_it_however_it_ends(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "folder"
+    (folder / "inside").mkdir(parents=True)
+    code = "" if how == "it ends" else f"open({str(folder / 'ready')!r}, 'w').close(); import time; time.sleep(600)"
+    command = ["/does/not/exist"] if how == "it cannot be started" else [sys.executable, "-c", code]
+    lifeline = Lifeline()
+    program = Program.start("p", command, lifeline, log=tmp_path / "log", folder=folder)
+    if how in ("it is told to", "it is killed", "its starter goes"):
+        wait_until((folder / "ready").exists)
+    if how == "it is told to":
+        program.terminate()
+    if how == "it is killed":
+        program.send_signal(signal.SIGUSR1)
+    if how == "its starter goes":
+        lifeline.close()
+    assert program.wait(20) is not None
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
