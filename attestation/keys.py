@@ -6,7 +6,8 @@ A COSE_Key is accepted only if all of these rules hold:
 1. It is a map of the labels 1 kty, 2 kid, 3 alg, 4 key_ops, -1 crv, -2 x, -3 y; the private part -4 is refused first.
 2. kty and crv name Ed25519, P-256 or P-384.
 3. x (and y for P-256 and P-384) are byte strings of exactly the curve's width; a compressed y is refused.
-4. The point is on the curve; an Ed25519 key is canonical and not of small order.
+4. A P-256 or P-384 point is on its curve; an Ed25519 key is canonical and not of small order. (An Ed25519 key that is no
+   point of the curve is not looked for: no signature verifies under it.)
 5. alg, if present, is the curve's algorithm; key_ops, if present, contain "verify".
 """
 

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from attestation import keys
+from attestation import cose, keys
 from attestation.cbor import dumps
 from attestation.keys import Alg
 from tests.unit.attestation.world import private_key, rejects
@@ -96,6 +96,15 @@ def test_34_small_order_ed25519() -> None:
         for sign in (0, 1):
             raw = (y | sign << 255).to_bytes(32, "little")
             rejects("key.point" if y >= P else "key.smallorder", lambda raw=raw: keys.from_raw(Alg.EDDSA, raw))
+
+
+@pytest.mark.parametrize("y", [2, 7, 8])
+def test_rule_4_nothing_verifies_under_an_ed25519_key_that_is_no_point(y: int) -> None:
+    assert pow((y * y - 1) * (D * y * y + 1), (P - 1) // 2, P) == P - 1, "no x belongs to this y"
+    key = keys.from_raw(Alg.EDDSA, y.to_bytes(32, "little"))
+    genuine = cose.sign_bytes(private_key(Alg.EDDSA, b"k"), b"x")
+    for signature in (genuine, bytes(64), b"\x01" + bytes(63), y.to_bytes(32, "little") + bytes(32)):
+        rejects("sig.invalid", lambda signature=signature: cose.verify_bytes(Alg.EDDSA, key, signature, b"x"))
 
 
 def _sqrt(value: int, optional: bool = False) -> Any:
