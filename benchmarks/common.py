@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from flashjob.cli.interruption import Termination
+
 Op = Literal["<=", ">=", "=="]
 
 IDLE_LOAD: Final = 0.5
@@ -123,6 +125,7 @@ def main(bench: str, measure: Callable[[Report], None], arguments: Sequence[str]
     options = parser.parse_args(arguments)
     report = Report(bench, round(os.getloadavg()[0], 2), options.smoke)
     report.say(f"{bench}: load {report.load} before the run{', smoke' if report.smoke else ''}")
-    measure(report)
+    with Termination():  # SIGTERM, too, leaves no directory behind
+        measure(report)
     sys.stdout.write(report.line() + "\n")
     return report.exit_code

@@ -5,6 +5,7 @@ With FLASHJOB_REQUIRE_EMBEDDED=1 a skipped integration test is a failure: no par
 """
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def _directory(variable: str) -> Path:
     if not path.is_dir():
         pytest.fail(f"{variable}={value} is not a directory")
     return path
+
+
+def pytest_configure() -> None:
+    """SIGTERM ends a run as Ctrl-C does: fixtures put away what they made."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

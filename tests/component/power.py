@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -266,7 +267,12 @@ def hold(cuts: Sequence[Cut]) -> Tally:
 
 def workers() -> ProcessPoolExecutor:
     """Processes for `matrix`."""
-    return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=unwind_on_sigterm)
+
+
+def unwind_on_sigterm() -> None:
+    """SIGTERM ends this process with its directory put away."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def matrix(pool: ProcessPoolExecutor, layout: Layout, during: During, step: int = 1) -> Iterator[tuple[int, Tally]]:
