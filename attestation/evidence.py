@@ -62,7 +62,7 @@ class RecordedContext(_Part):
     any_application: bool
     boot_ids: tuple[str, ...] | None
     slot_states: tuple[str, ...] | None
-    data_images: dict[str, tuple[_MEASURED, ...]]
+    data_images: dict[str, tuple[_MEASURED, ...]] | None
 
 
 class RecordedVerdict(_Part):
@@ -127,7 +127,9 @@ class Record(_Part):
                 any_application=told.any_application,
                 boot_ids=ids,
                 slot_states=slots,
-                data_images={label: _measurements(values) for label, values in told.data_images.items()},
+                data_images=None
+                if told.data_images is None
+                else {label: _measurements(values) for label, values in told.data_images.items()},
             )
         except (KeyError, ValueError, Reject) as error:
             raise Reject(Code.RECORD_STRUCTURE, f"the record's context does not read: {error}") from error
@@ -213,6 +215,7 @@ def read(envelope: bytes, accepted: Iterable[PublicKey]) -> Record:
 
 def _told(context: Context) -> dict[str, Any]:
     floors, expected, ids, slots = context.floors, context.expected, context.boot_ids, context.slot_states
+    images = context.data_images
     return {
         "securityVersion": floors.security_version,
         "sequence": floors.sequence,
@@ -223,7 +226,7 @@ def _told(context: Context) -> dict[str, Any]:
         "anyApplication": context.any_application,
         "bootIds": None if ids is None else sorted(one.hex() for one in ids),
         "slotStates": None if slots is None else sorted(one.name for one in slots),
-        "dataImages": {label: _full(values) for label, values in context.data_images.items()},
+        "dataImages": None if images is None else {label: _full(values) for label, values in images.items()},
     }
 
 

@@ -40,11 +40,11 @@ def load(text: str, *, nesting: int, line_breaks: bool = False) -> Any:
     """
     loader = _Loader(text, nesting, line_breaks)
     try:
-        return loader.get_single_data()  # type: ignore[no-untyped-call]
+        return loader.get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from attestation import eat, nonce
@@ -48,7 +47,7 @@ class Context:
         boot_ids: the installation must be one of these (16 bytes each); None: no such demand.
         slot_states: the slot must be in one of these states; None: no such demand.
         data_images: label of each expected data image to its digests, one per algorithm; an empty set for an image
-            that cannot be measured.
+            that cannot be measured; None where nothing says which images there must be.
     """
 
     device: DeviceAnchor | None
@@ -62,7 +61,7 @@ class Context:
     any_application: bool = False
     boot_ids: frozenset[bytes] | None = None
     slot_states: frozenset[SlotState] | None = None
-    data_images: Mapping[str, frozenset[Measurement]] = field(default_factory=lambda: MappingProxyType({}))
+    data_images: Mapping[str, frozenset[Measurement]] | None = None
 
     def __post_init__(self) -> None:
         if self.any_application and self.expected is not None:

@@ -28,7 +28,7 @@ one broken ends the judgement; ``Verdict.trail`` names those that held and the o
 14. ``installation``: the boot id is one of those expected.
 15. ``slot``: the running slot is in one of the expected states.
 16. ``data``: data images that the device measured equal the expected ones; those it did not measure are unproven, and
-    refused where the policy requires all to be measured.
+    refused where the policy requires all to be measured. Where nothing says which there must be, such a policy is unproven.
 
 Chains seen before: that ``layers``, ``chain``, ``bootloader``, and ``boot`` but for the debug status hold depends on the
 chain, the anchor with its root of trust, and the policy alone. Once all four held, a ``ChainCache`` remembers it for
@@ -397,7 +397,9 @@ class _Judge:
 
     def check_data(self) -> str:
         measured, strict = self.token.data_images, self.policy.require_measured is RequireMeasured.ALL
-        for label, digests in self.context.data_images.items():
+        if strict and self.context.data_images is None:
+            self.unproven.append("that all data images are measured: nothing says which there must be")
+        for label, digests in (self.context.data_images or {}).items():
             if label in measured and digests:
                 if measured[label] not in digests:
                     raise Reject(Code.REF_DATA, f"data image {label!r} is {measured[label]}, which is not expected")

@@ -62,6 +62,7 @@ def test_a_record_gives_back_what_the_verifier_was_told() -> None:
     assert (again.device.ueid, again.device.tier, again.now) == (told.device.ueid, told.device.tier, NOW)
     assert verify(record.evidence, again).accepted
     assert dict(record.about) == ABOUT
+    assert evidence.read(sealed(), [PUBLIC]).as_judged().data_images is None, "nobody said which images there must be"
 
 
 @pytest.mark.parametrize("alg", [Alg.ES256, Alg.ES384, Alg.EDDSA])

@@ -397,6 +397,10 @@ def test_data_images() -> None:
     assert silent.accepted
     assert silent.unproven == ("data image web",)
     refused("ref.data", judge(DEVICE, device({}), data_images=web, policy=strict), "data")
+    unknown = judge(DEVICE, device({}), policy=strict)
+    assert unknown.accepted
+    assert unknown.unproven == ("that all data images are measured: nothing says which there must be",)
+    assert judge(DEVICE, device({}), policy=strict, data_images={}).unproven == ()
     unmeasurable = {"nvs": frozenset[Measurement]()}
     assert judge(DEVICE, device({}), data_images=unmeasurable).unproven == ("data image nvs",)
     refused("ref.data", judge(DEVICE, device({"nvs": right}), data_images=unmeasurable, policy=strict), "data")

@@ -28,7 +28,7 @@ async def asked(transport: TransportKind, data: Data, *, target: bool = True) ->
     storage = DataImage(label="storage", digest=f"sha256:{FILES.hexdigest()}")
     case = replace(case, target=case.target.model_copy(update={"data_images": (storage,)}))
     expected = case.wanted if target else None
-    return dict(context(case, KEYS, Purpose.AFTER, 1, expected=expected).data_images)
+    return dict(context(case, KEYS, Purpose.AFTER, 1, expected=expected).data_images or {})
 
 
 async def test_a_wipe_over_serial_writes_them_and_so_they_are_asked_for() -> None:
