@@ -130,7 +130,7 @@ class Code(StrEnum):
     EAT_UEID = "eat.ueid", "The token is from another device."
     EAT_DBGSTAT = "eat.dbgstat", "The debug status is missing, unknown or not allowed by the policy."
     EAT_HARDWARE = "eat.hardware", "Maker or model differ from the enrolled ones."
-    EAT_NAME = "eat.name", "The token's software name or version contradicts the certificate."
+    EAT_NAME = "eat.name", "The token's software name is not the one in the certificate."
     EAT_ADDRESS = (
         "eat.address",
         "The device does not name the address that it was reached at: its answer may have been relayed.",
