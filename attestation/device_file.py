@@ -97,7 +97,7 @@ class _Change(_File):
 class _Sighting(_File):
     boot_count: Annotated[int, Field(ge=0)]
     seed_sha256: Annotated[HexBytes, Field(min_length=32, max_length=32, alias="seedSha256")]
-    asked_at: int
+    seen_at: int
 
 
 class _Status(_File):
@@ -167,7 +167,7 @@ class DeviceFile(_File):
     @property
     def sightings(self) -> tuple[Sighting, ...]:
         """Boots that were seen, oldest first."""
-        return tuple(Sighting(one.boot_count, one.seed_sha256, one.asked_at) for one in self.status.sightings)
+        return tuple(Sighting(one.boot_count, one.seed_sha256, one.seen_at) for one in self.status.sightings)
 
 
 def first_error(error: Exception) -> str:
@@ -186,5 +186,5 @@ def history_json(history: tuple[Change, ...]) -> list[dict[str, Any]]:
 def sightings_json(sightings: tuple[Sighting, ...]) -> list[Mapping[str, Any]]:
     """As they stand under ``status.sightings``."""
     return [
-        {"bootCount": one.boot_count, "seedSha256": one.seed_sha256.hex(), "askedAt": one.asked_at} for one in sightings
+        {"bootCount": one.boot_count, "seedSha256": one.seed_sha256.hex(), "seenAt": one.seen_at} for one in sightings
     ]

@@ -209,16 +209,26 @@ class TrustDirectory:
             self._write(ueid, content, standing=history_json(history), **forget)
         return standing.current(history)
 
-    def observe(self, verdict: Verdict, ueid: bytes, *, asked_at: int, by: str) -> clones.Finding:
+    def observe(self, verdict: Verdict, ueid: bytes, *, asked_at: int, seen_at: int, by: str) -> clones.Finding:
         """Remember a boot; an alarm of ``clones`` suspends the device, in the name of the program `by`.
+
+        Args:
+            verdict, asked_at, seen_at: as ``clones.observe`` takes them.
+            ueid: the device.
+            by: whose decision a suspension is.
 
         Raises:
             Reject: the store cannot be used: nothing was remembered.
         """
         with self._writing():
             file, content = self._enrolled(ueid)
-            floor = file.floors.boot_count
-            finding = clones.observe(file.sightings, verdict, asked_at=asked_at, boot_count_floor=floor)
+            finding = clones.observe(
+                file.sightings,
+                verdict,
+                asked_at=asked_at,
+                seen_at=seen_at,
+                boot_count_floor=file.floors.boot_count,
+            )
             changes: dict[str, Any] = {}
             if finding.sightings != file.sightings:
                 changes["sightings"] = sightings_json(finding.sightings)
@@ -227,7 +237,7 @@ class TrustDirectory:
                 standing.Standing.QUARANTINED,
             ):
                 reason = f"{finding.alarm}: {finding.message}"[:512]
-                history = standing.changed(file.history, standing.Verb.SUSPEND, by=by, reason=reason, at=asked_at)
+                history = standing.changed(file.history, standing.Verb.SUSPEND, by=by, reason=reason, at=seen_at)
                 changes["standing"] = history_json(history)
             if changes:
                 self._write(ueid, content, **changes)

@@ -40,8 +40,8 @@ def command(
     data = asyncio.run(answer(where, nonce, baud))
     if save is not None:
         _save(save, data, nonce)
-    context = judging.context_for(store, data, nonce, now=asked_at, policy=rules)
-    verdict = judging.judge_live(store, data, context)
+    context = judging.context_for(store, data, nonce, now=now(), policy=rules)
+    verdict = judging.judge_live(store, data, context, asked_at=asked_at)
     if as_json:
         print_json({**judging.as_json(verdict), "nonce": nonce.hex()})
     else:

@@ -45,12 +45,22 @@ def context_for(
     )
 
 
-def judge_live(store: TrustDirectory, evidence: bytes, context: Context) -> Verdict:
-    """The verdict on an answer that came just now; a boot that contradicts earlier ones suspends the device. Raises Reject."""
+def judge_live(store: TrustDirectory, evidence: bytes, context: Context, *, asked_at: int) -> Verdict:
+    """The verdict on an answer that came just now; a boot that contradicts earlier ones suspends the device.
+
+    Args:
+        store: knows the device.
+        evidence: the answer.
+        context: of the moment after it came.
+        asked_at: Unix seconds before its nonce was sent.
+
+    Raises:
+        Reject: the directory cannot be used.
+    """
     verdict = verify(evidence, context)
     if context.device is None:
         return verdict
-    finding = store.observe(verdict, context.device.ueid, asked_at=context.now, by=SUSPENDED_BY)
+    finding = store.observe(verdict, context.device.ueid, asked_at=asked_at, seen_at=context.now, by=SUSPENDED_BY)
     if finding.alarm is None or not verdict.accepted:
         return verdict
     return verdict.refused("clones", Reject(finding.alarm, f"{finding.message}: the device is suspended now"))

@@ -29,16 +29,17 @@ class Boots:
     def __init__(self) -> None:
         self._of: dict[str, _Memory] = {}
 
-    def saw(self, device_id: str, judged: Judged, *, asked_at: int) -> None:
+    def saw(self, device_id: str, judged: Judged, *, asked_at: int, seen_at: int) -> None:
         """Take note of one more judgement.
 
         Args:
             device_id: hex.
             judged: of fresh evidence.
             asked_at: when its nonce was drawn, in any unit of any clock that never goes back.
+            seen_at: when the answer had come, by the same clock.
         """
         memory = self._of.setdefault(device_id, _Memory())
-        finding = clones.observe(memory.sightings, judged.verdict, asked_at=asked_at)
+        finding = clones.observe(memory.sightings, judged.verdict, asked_at=asked_at, seen_at=seen_at)
         memory.sightings = finding.sightings
         if finding.alarm is not None and memory.alarm is None:
             memory.alarm = replace(judged, code=str(finding.alarm), message=finding.message)

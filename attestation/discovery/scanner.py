@@ -343,8 +343,8 @@ class Scanner:
             sighting.attestation = attestation
             self._judge(sighting, attestation, self._context(attestation))
             if sighting.judged is not None:
-                asked_at = int(attestation.at * 1000)
-                self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at)
+                asked_at, seen_at = int(attestation.at * 1000), int(self._steady() * 1000)
+                self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at, seen_at=seen_at)
                 self._boots.enrolled(attestation.device_id, self._device(attestation.device_id))
         return True
 

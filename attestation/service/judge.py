@@ -109,7 +109,7 @@ class Judge:
         verdict = verify(data, context, chains=self.chains)
         if verdict.nonce is not None and device is not None and context.policy is not None:
             issued_at = verdict.nonce_until - context.policy.nonce_ttl_seconds
-            verdict = self._looked_at(question, device, verdict, issued_at)
+            verdict = self._looked_at(question, device, verdict, issued_at, context.now)
             verdict = consumed(verdict, self.single_use, now=context.now)
             if verdict.code is Code.STORE_UNAVAILABLE:
                 raise Reject(verdict.code, verdict.message)
@@ -138,15 +138,15 @@ class Judge:
             last_confirmed=device.confirmed,
         )
 
-    def _looked_at(self, question: Question, device: Enrolled, verdict: Verdict, issued_at: int) -> Verdict:
+    def _looked_at(self, question: Question, device: Enrolled, verdict: Verdict, issued_at: int, now: int) -> Verdict:
         """Rules 2 to 4, for a verdict on an answer to a nonce of ours."""
         if verdict.nonce != question.nonce:
             reject = Reject(Code.EAT_NONCE, "the token answers another nonce than the request names")
             return verdict.refused("asked", reject)._replace(nonce=None)
         floor = device.floors.boot_count
-        finding = clones.observe(device.sightings, verdict, asked_at=issued_at, boot_count_floor=floor)
+        finding = clones.observe(device.sightings, verdict, asked_at=issued_at, seen_at=now, boot_count_floor=floor)
         if finding.alarm is not None or _boots(finding.sightings) != _boots(device.sightings):
-            finding = self.trust.store.observe(verdict, question.ueid, asked_at=issued_at, by=SUSPENDED_BY)
+            finding = self.trust.store.observe(verdict, question.ueid, asked_at=issued_at, seen_at=now, by=SUSPENDED_BY)
         device.sightings = finding.sightings
         if finding.alarm is not None and verdict.accepted:
             return verdict.refused("clones", Reject(finding.alarm, f"{finding.message}: the device is suspended now"))

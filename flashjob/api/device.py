@@ -182,8 +182,8 @@ BootSighting = Annotated[
 class BootHistory(WireModel):
     """The last boots that proved themselves: two devices that share one identity give themselves away by them."""
 
-    at: Annotated[Timestamp, Field(description="When the newest was asked for evidence.")]
-    seen: Annotated[tuple[BootSighting, ...], Field(max_length=MOST_BOOTS, description="Oldest first.")]
+    at: Annotated[Timestamp, Field(description="When the last of them had answered.")]
+    seen: Annotated[tuple[BootSighting, ...], Field(max_length=MOST_BOOTS, description="The lowest counter first.")]
 
 
 class Floors(WireModel):

@@ -45,6 +45,7 @@ from flashjob.wire.gateway import (
 from flashjob.wire.pod import Assignment
 from flashjob.wire.reasons import Reason
 
+from .appraisal import issued_at
 from .case import Case, Keys, Subject
 from .evidence_sink import DirectorySink
 from .record import permits_of, refused_of
@@ -132,10 +133,11 @@ class BenchSink:
 
     async def keep(self, case: Case, finding: Finding) -> None:
         """See EvidenceSink."""
-        if finding.judged is not None:
+        if finding.judged is not None and finding.judged.verdict.nonce is not None:
+            verdict, seen_at = finding.judged.verdict, finding.judged.context.now
+            asked_at = issued_at(case, finding.judged.verdict.nonce)
             try:
-                asked_at = finding.judged.context.now
-                self.trust.observe(finding.judged.verdict, case.subject.id, asked_at=asked_at, by="flashjob flash")
+                self.trust.observe(verdict, case.subject.id, asked_at=asked_at, seen_at=seen_at, by="flashjob flash")
             except Reject as reject:
                 log.error("the boot of %s is not remembered: %s", case.subject.id.hex(), reject)
         if self.records is not None:

@@ -96,7 +96,8 @@ def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Ver
     judged = appraised(evidence, context(case, keys, Purpose.BEFORE, now, any_application=not known), keys)
     verdict = judged.verdict
     if verdict.accepted:
-        twins = clones.observe(case.subject.boots, verdict, asked_at=issued_at(case, answered_nonce(verdict)))
+        asked_at = issued_at(case, answered_nonce(verdict))
+        twins = clones.observe(case.subject.boots, verdict, asked_at=asked_at, seen_at=now)
         if twins.alarm is not None:
             said = f"two devices seem to share this identity: {twins.message} ({twins.alarm})"
             withheld = replace(judged, verdict=verdict.refused("clones", Reject(twins.alarm, twins.message)))

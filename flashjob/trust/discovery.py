@@ -257,7 +257,11 @@ def status_patch(known: KnownDevice, look: Look, instance: InstanceRef | None, n
     alarmed = known.attestation is not None and known.attestation.is_clone_alarm and known.withheld(now) is not None
     if look.judged is not None and not alarmed:
         finding = clones.observe(
-            known.boots, look.judged.verdict, asked_at=look.judged.asked_at, boot_count_floor=known.floors.boot_count
+            known.boots,
+            look.judged.verdict,
+            asked_at=look.judged.asked_at,
+            seen_at=int(now),
+            boot_count_floor=known.floors.boot_count,
         )
         state = attestation_state(look.judged, now, finding)
         if known.attestation is None or _matter(known.attestation) != _matter(state):

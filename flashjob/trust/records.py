@@ -202,7 +202,7 @@ def write_boots(sightings: Sequence[Sighting]) -> BootHistory | None:
     if not sightings:
         return None
     seen = tuple(f"{one.boot_count}:{one.seed_sha256[:LEAST_SEED_BYTES].hex()}" for one in sightings[-MOST_BOOTS:])
-    at = datetime.fromtimestamp(max(one.asked_at for one in sightings), UTC)
+    at = datetime.fromtimestamp(max(one.seen_at for one in sightings), UTC)
     return BootHistory(at=at.strftime("%Y-%m-%dT%H:%M:%SZ"), seen=seen)
 
 

@@ -432,7 +432,7 @@ def observed(*boots: tuple[int, bytes]) -> Run:
         seen: tuple[clones.Sighting, ...] = ()
         for number, (count, seed) in enumerate(boots):
             verdict = judge(D, D.evidence(token=D.token({eat.BOOTCOUNT: count, eat.BOOTSEED: seed})))
-            finding = clones.observe(seen, verdict, asked_at=NOW + number)
+            finding = clones.observe(seen, verdict, asked_at=NOW + number, seen_at=NOW + number)
             seen = finding.sightings
             if finding.alarm is not None:
                 raise Reject(finding.alarm, finding.message)
