@@ -8,6 +8,7 @@ Rules (tests name them):
    its other end lives: there flock alone decides.
 2. DTR and RTS are deasserted in one step, so that opening a port never resets a board; a pseudo-terminal has none.
 3. The line is raw, 8N1, and is not hung up on closing.
+4. What came in before it was opened is discarded, unless whoever opens it asks for it.
 """
 
 from __future__ import annotations
@@ -97,13 +98,16 @@ class SerialPort:
         return DeviceError("ConnectionLost", f"{self.path}: {error.strerror}; is the cable still in?")
 
 
-async def open_port(path: str, baud: int = 115200, *, wait_seconds: float = _WAIT_SECONDS) -> SerialPort:
-    """Open a port for this process alone (rules 1 to 3).
+async def open_port(
+    path: str, baud: int = 115200, *, wait_seconds: float = _WAIT_SECONDS, earlier: bool = False
+) -> SerialPort:
+    """Open a port for this process alone (rules 1 to 4).
 
     Args:
         path: device node or a link to it.
         baud: line speed; must be one that the C library names.
         wait_seconds: how long to wait for another holder.
+        earlier: keep what came in before, as far as the system still has it (rule 4).
 
     Raises:
         DeviceError: ``PortBusy``, or ``Unreachable`` when it does not exist, is no terminal or may not be opened.
@@ -111,7 +115,7 @@ async def open_port(path: str, baud: int = 115200, *, wait_seconds: float = _WAI
     deadline = asyncio.get_running_loop().time() + wait_seconds
     while True:
         try:
-            return SerialPort(path, _open(path, baud))
+            return SerialPort(path, _open(path, baud, termios.TCSANOW if earlier else termios.TCSAFLUSH))
         except BlockingIOError as error:
             if asyncio.get_running_loop().time() >= deadline:
                 message = f"{path} is held by another program for {wait_seconds:g} s; end it, or wait for its job"
@@ -121,7 +125,7 @@ async def open_port(path: str, baud: int = 115200, *, wait_seconds: float = _WAI
             raise DeviceError("Unreachable", f"{path} cannot be opened as a serial port: {error}") from error
 
 
-def _open(path: str, baud: int) -> int:
+def _open(path: str, baud: int, when: int) -> int:
     speed = getattr(termios, f"B{baud}", None)
     if speed is None:
         raise ValueError(f"{baud} is not a standard line speed")
@@ -138,7 +142,7 @@ def _open(path: str, baud: int) -> int:
         lines = struct.pack("I", termios.TIOCM_DTR | termios.TIOCM_RTS)
         with contextlib.suppress(OSError):  # a pseudo-terminal has no modem lines
             fcntl.ioctl(fd, termios.TIOCMBIC, lines)
-        tty.setraw(fd)
+        tty.setraw(fd, when)
         attributes = termios.tcgetattr(fd)
         attributes[2] = (attributes[2] & ~(termios.HUPCL | termios.CRTSCTS)) | termios.CLOCAL | termios.CREAD
         attributes[4] = attributes[5] = speed

@@ -224,8 +224,8 @@ class SerialLine:
             raise Silent(error.message) from error
 
     async def beacon(self) -> bytes:
-        """The next beacon's payload. Raises Silent."""
-        port = await self._open()
+        """The next beacon's payload, be it that it came before the port was opened. Raises Silent."""
+        port = await self._open(earlier=True)
         try:
             async with asyncio.timeout(SECONDS):
                 while True:
@@ -243,10 +243,10 @@ class SerialLine:
         if port is not None:
             port.close()
 
-    async def _open(self) -> SerialPort:
+    async def _open(self, *, earlier: bool = False) -> SerialPort:
         if self._port is None:
             try:
-                self._port = await open_port(self._path)
+                self._port = await open_port(self._path, earlier=earlier)
             except dp.DeviceError as error:
                 raise Silent(error.message) from error
         return self._port

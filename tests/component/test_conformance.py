@@ -16,6 +16,7 @@ from attestation.cbor import dumps, strict_loads
 from attestation.device_protocol import Request
 from attestation.keys import key_id
 from attestation.release import Release
+from attestation.serial_port import open_port
 from attestation.succession import Kind
 from flashjob.conformance import channel, report, suite
 from flashjob.conformance.check import Outcome, Result
@@ -36,6 +37,7 @@ from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.installation import Installation
 from flashjob.virtual.replies import Reply
 from flashjob.virtual.serial_application import SerialApplication
+from tests.clusters import until
 
 from .bench import GRANT_KEY, RELEASE_KEY, Bench, new_app, runs
 
@@ -79,6 +81,26 @@ async def results(device: VirtualDevice, *patterns: str, **changes: Any) -> list
 
 def failed(found: list[Result]) -> dict[str, str]:
     return {result.check.id: result.detail for result in found if result.outcome is Outcome.FAIL}
+
+
+@pytest.mark.parametrize("swallowed", [0, 1])
+async def test_a_beacon_that_comes_before_the_port_is_open_counts(bench: Bench, swallowed: int) -> None:
+    """As where a busy machine needs long to end the program that reset the device; and where that program reads it."""
+    device = await bench.device()
+    resets = 0
+
+    async def reset() -> None:
+        nonlocal resets
+        assert device.port is not None
+        before, resets = device.application, resets + 1
+        device.reset()
+        await until(lambda: device.application not in (None, before) and device.port and device.port._unread())
+        if resets <= swallowed:
+            (await open_port(device.port.path)).close()
+
+    found = await results(device, "serial.beacon", reset=reset)
+    assert [(one.outcome, one.detail) for one in found] == [(Outcome.PASS, "")]
+    assert resets == swallowed + 1
 
 
 @pytest.mark.parametrize("kind", ["network", pytest.param("tls", marks=pytest.mark.slow), "serial"])
