@@ -25,7 +25,7 @@ one broken ends the judgement; ``Verdict.trail`` names those that held and the o
 12. ``versions``: security versions are at least the policy's and the floor's (the application's: unless
     ``any_application``).
 13. ``counter``: the boot counter did not go back: else two devices share one identity.
-14. ``installation``: the boot id is one of those expected.
+14. ``installation``: the boot id is one of those expected. Zeros, of an installation without one, never are.
 15. ``slot``: the running slot is in one of the expected states.
 16. ``data``: data images that the device measured equal the expected ones; those it did not measure are unproven, and
     refused where the policy requires all to be measured. Where nothing says which there must be, such a policy is unproven.
