@@ -52,6 +52,8 @@ def check_proof(proof: bytes, key: PublicKey, batch: str) -> None:
     Raises:
         Reject: ``enrol.proof``.
     """
+    if not batch.strip():
+        raise Reject(Code.ENROL_PROOF, "a proof is for one batch, which has a name")
     try:
         message = cose.parse(proof, content_type=PROOF_TYPE, limit=PROOF_LIMIT)
         said = strict_loads(message.payload)

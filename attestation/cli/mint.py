@@ -97,6 +97,7 @@ def proof(
             factory_list.Entry(keys.encode_cose(own.public_key()), enrolment.mint_proof(own, batch), maker, hwmodel)
         )
     made = factory_list.write_csv(entries) if form is Form.CSV else factory_list.write_cbor(entries, batch)
+    factory_list.read(made, batch)  # what nobody would enroll is found here, not at the customer's
     _write_stdout(made, binary=form is Form.CBOR)
 
 

@@ -451,6 +451,23 @@ def test_explain_shows_what_it_can_read_and_why_not_the_rest(home: Path) -> None
     assert out("explain", "escape.bin")["token"]["model"] == "\\x1b[2J"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (["--batch", " "], "enrol.proof: device 1: a proof is for one batch"),
+        (["--batch", "b" * 600], "enrol.proof: device 1: the proof of possession does not hold: size"),
+        (["--batch", "b", "--hwmodel", "x" * 33], "enrol.list: device 1: hwmodel has 1 to 32 bytes"),
+        (["--batch", "b", "--oemid", "00"], "enrol.list: device 1: oemid has 3 or 16 bytes, not 1"),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "cbor"])
+def test_mint_makes_no_list_that_nobody_would_enroll(home: Path, form: str, wrong: list[str], code: str) -> None:
+    run("mint", "key", "--out", "uds.pem")
+    made = run("mint", "proof", "--key", "uds.pem", "--form", form, *wrong, code=Exit.REJECTED)
+    assert code in made.stderr
+    assert made.stdout == ""
+
+
 def test_mint_refuses_what_would_harm(home: Path) -> None:
     run("mint", "key", "--out", "uds.pem", "--uds", "00" * 31 + "01")
     assert Path("uds.pem").stat().st_mode & 0o777 == 0o600
