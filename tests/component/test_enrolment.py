@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -17,6 +18,10 @@ from attestation.anchors import DeviceAnchor
 from attestation.policy import BootloaderRules, MeasurementRef, RootOfTrust
 from firmware_pipeline.hardware import HardwareFacts
 from flashjob.api.device import Device
+from flashjob.cli.device.enroll import _into_cluster
+from flashjob.cluster import login
+from flashjob.cluster.fake import FakeCluster
+from flashjob.cluster.resources import ATTESTATION_POLICIES, DEVICES
 from flashjob.enrolment import Enrolment, device_spec, look
 from flashjob.errors import FlashJobError
 from flashjob.flasher.content import Content
@@ -26,6 +31,7 @@ from flashjob.flasher.transports.serial import SerialTransport
 from flashjob.virtual.adversaries import ReplaysEvidence
 from flashjob.virtual.device import VirtualDevice
 from flashjob.wire.reasons import Reason
+from tests.clusters import fake_cluster
 
 from .bench import GRANT_KEY, Bench, policy, runs
 
@@ -164,3 +170,36 @@ async def test_5_no_chip_gets_a_root_of_trust_that_it_cannot_have(bench: Bench, 
     await way.close()
     assert caught.value.reason == Reason.WRONG_DEVICE
     assert "SignedBoot" in caught.value.message
+
+
+async def test_a_device_of_that_name_is_left_as_it_is(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command, as far as it speaks to a cluster."""
+    device, cluster = await bench.device(network=True), fake_cluster()
+
+    async def connect(*_: object) -> FakeCluster:
+        return cluster
+
+    monkeypatch.setattr(login, "connect", connect)
+    stated, grant_key = enrolment(device), tmp_path / "grant.pub"
+    grant_key.write_text(keys.to_pem(GRANT_KEY.public_key()))
+    body = {"metadata": {"name": "field"}, "spec": json.loads(stated.policy.model_dump_json(by_alias=True))}
+    await cluster.create(ATTESTATION_POLICIES, "ns", body)
+
+    async def enrolled(name: str, namespace: str = "ns") -> str:
+        way, where = way_to(device, bench), (None, None, namespace)
+        anchor, tier = stated.anchor, stated.tier
+        return await _into_cluster(where, name, way, anchor, tier, "field", grant_key, {"network": {}}, {})
+
+    assert await enrolled("porch") == device.identity.ueid.hex()
+    first = await cluster.get(DEVICES, "ns", "porch")
+    with pytest.raises(FlashJobError) as caught:
+        await enrolled("porch")
+    assert caught.value.reason == Reason.ALREADY_ENROLLED
+    assert "there is a Device ns/porch already" in caught.value.message
+    assert "enroll under another name" in caught.value.next_step
+    assert await cluster.get(DEVICES, "ns", "porch") == first
+    with pytest.raises(FlashJobError) as caught:
+        await enrolled("porch", "elsewhere")
+    assert caught.value.reason == Reason.POLICY_MISSING
