@@ -23,7 +23,7 @@ import asyncio
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -32,9 +32,9 @@ import grpc
 
 from attestation.discovery import mdns
 from attestation.discovery.akri_v0 import discovery_pb2, discovery_pb2_grpc
-from attestation.discovery.details import DetailsError, Transport, parse_details
+from attestation.discovery.details import Details, DetailsError, Transport, parse_details
 from attestation.discovery.entries import Entry
-from attestation.discovery.registration import Registration, Unusable, stay_registered
+from attestation.discovery.registration import Registration, Served, Unusable, served, stay_registered
 from attestation.discovery.scanner import Scanner
 
 GAP_SECONDS: Final = 0.2
@@ -57,7 +57,7 @@ class DiscoveryHandler:
         scanner: knows what is to be listed; `run` runs it.
         directory: where the agent's registration socket is; the handler's own socket is made beside it.
         wake: awaited after each registration, to wake Configurations.
-        wanted: whether there are Configurations that want this handler.
+        wanted: what Configurations ask of this handler now.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class DiscoveryHandler:
         scanner: Scanner,
         directory: Path,
         wake: Callable[[], Awaitable[None]],
-        wanted: Callable[[], bool] = lambda: False,
+        wanted: Callable[[], Set[Details]] = frozenset,
     ) -> None:
         self._scanner = scanner
         self._directory = directory
@@ -90,12 +90,12 @@ class DiscoveryHandler:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._scanner.run())
-                group.create_task(stay_registered(self._directory, registration, self._wake, self._forgotten))
+                group.create_task(stay_registered(self._directory, registration, self._wake, self._state))
         finally:
             await server.stop(None)
 
-    def _forgotten(self) -> bool:
-        return self._wanted() and not self._scanner.subscribed
+    def _state(self) -> Served:
+        return served(self._wanted(), self._scanner.asked)
 
     async def Discover(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The rpc: one stream of whole lists for one Configuration."""

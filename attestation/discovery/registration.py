@@ -7,8 +7,9 @@ Rules (tests name them):
    looked at every second, and only another file leads to another registration (each one makes the agent open one more
    Discover per Configuration).
 2. Where there is no agent, or it refuses, it is tried again after 0.2 s, 0.4 s and so on, at most 10 s.
-3. An agent that could not reach the handler once forgets it without a word: while Configurations want this handler and
-   no stream is open, it registers again every `LONELY_SECONDS`.
+3. An agent that could not reach the handler once, for one Configuration, forgets it without a word, for all: while
+   Configurations want this handler and no stream is open, it registers again every `LONELY_SECONDS`; where some have
+   streams, after as long, then after twice as long each time, for it costs each of these one more stream.
 4. The agent's HTTP/2 refuses a socket path as authority: the channel names ``localhost``.
 5. That there is no agent is logged, once, and so is what keeps its socket from being looked at.
 6. Where the handler's own socket is gone no agent can reach it, ever: Unusable.
@@ -18,14 +19,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
 import grpc
 
 from attestation.discovery.akri_v0 import discovery_pb2, discovery_pb2_grpc
+from attestation.discovery.details import Details
 
 SOCKET_NAME: Final = "agent-registration.sock"
 LOOK_SECONDS: Final = 1.0
@@ -36,6 +39,27 @@ _CALL_SECONDS: Final = 10.0
 _OPTIONS: Final = (("grpc.default_authority", "localhost"),)
 
 _log = logging.getLogger(__name__)
+
+
+class Served(Enum):
+    """Which of the Configurations that want this handler have a stream."""
+
+    ALL = auto()
+    SOME = auto()
+    NONE = auto()
+
+
+def served(wanted: Set[Details], streams: Set[Details]) -> Served:
+    """Pure. Configurations that ask for the same count as one.
+
+    Args:
+        wanted: what Configurations ask for now.
+        streams: what open streams were asked for. An agent goes by what a Configuration said when its stream was opened,
+            so that a stream that nobody wants any more may well be that of a Configuration that was edited since.
+    """
+    if len(wanted - streams) <= len(streams - wanted):
+        return Served.ALL
+    return Served.SOME if streams else Served.NONE
 
 
 class Unusable(Exception):
@@ -61,7 +85,7 @@ async def stay_registered(
     directory: Path,
     registration: Registration,
     registered: Callable[[], Awaitable[None]],
-    forgotten: Callable[[], bool] = lambda: False,
+    state: Callable[[], Served] = lambda: Served.ALL,
 ) -> None:
     """Register, and register again with each new agent, until cancelled.
 
@@ -69,14 +93,15 @@ async def stay_registered(
         directory: where the agent's socket is, or will be.
         registration: what to tell.
         registered: awaited after each registration.
-        forgotten: whether Configurations want this handler and no stream is open (rule 3).
+        state: of the Configurations that want this handler (rule 3).
 
     Raises:
         Unusable: rule 6.
     """
     socket = directory / SOCKET_NAME
     known: tuple[int, int] | None = None
-    pause, lonely, trouble = _FIRST_PAUSE_SECONDS, 0.0, ""
+    pause, trouble = _FIRST_PAUSE_SECONDS, ""
+    lonely, patience = 0.0, LONELY_SECONDS
     while True:
         if not registration.endpoint.is_socket():
             raise Unusable(f"{registration.endpoint}: this handler's own socket was removed; start this program again")
@@ -87,10 +112,13 @@ async def stay_registered(
             trouble = str(error)
             if trouble != before:
                 _log.warning("no Akri agent here: %s; waiting for it", error)
-        lonely = lonely + LOOK_SECONDS if found == known and forgotten() else 0.0
-        if lonely > LONELY_SECONDS:
+        now = state() if found == known else Served.ALL
+        if now is not Served.SOME:
+            patience = LONELY_SECONDS
+        lonely = 0.0 if now is Served.ALL else lonely + LOOK_SECONDS
+        if lonely > patience:
             _log.warning("Configurations want %s, but the agent does not ask for it", registration.name)
-            known, lonely = None, 0.0
+            known, lonely, patience = None, 0.0, 2 * patience
         if found is None or found == known:
             await asyncio.sleep(LOOK_SECONDS)
             continue

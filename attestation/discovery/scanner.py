@@ -173,9 +173,9 @@ class Scanner:
         return subscription.details.list == "Ports" or all(sighting.looked for sighting in self._sightings.values())
 
     @property
-    def subscribed(self) -> bool:
-        """Whether anybody listens."""
-        return bool(self._subscriptions)
+    def asked(self) -> frozenset[Details]:
+        """What is listed for whom listens now."""
+        return frozenset(subscription.details for subscription in self._subscriptions)
 
     @property
     def interval(self) -> float:

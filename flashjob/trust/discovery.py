@@ -152,9 +152,9 @@ class Configurations:
             except ApiError as error:
                 _log.warning("Configuration %s/%s not woken: %s", known.namespace, known.name, error)
 
-    def wanted(self) -> bool:
-        """Whether there are Configurations that this handler can follow."""
-        return any(known.details is not None for known in self.reflector.values())
+    def wanted(self) -> frozenset[Details]:
+        """What Configurations ask of this handler, where it can follow that."""
+        return frozenset(known.details for known in self.reflector.values() if known.details is not None)
 
     def instance(self, device_id: str, application: str) -> InstanceRef | None:
         """Rule 3."""

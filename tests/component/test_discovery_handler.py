@@ -243,3 +243,22 @@ def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for one in error.exceptions for leaf in leaves(one)]
     return [error]
+
+
+async def test_rule_3_an_agent_that_forgot_for_one_configuration_is_told_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attestation.discovery.registration.LONELY_SECONDS", 0.5)
+    other = "{list: Devices, applications: [porch]}"
+    await world.configure("mine", DEVICES)
+    await world.configure("other", other)
+    await world.start()
+    await world.discover(DEVICES).lists_only()
+    assert await asyncio.wait_for(world.registered.get(), 10) == world.endpoint
+    await world.discover(other).lists_only()
+    while not world.registered.empty():
+        world.registered.get_nowait()
+    edited = {"spec": {"discoveryHandler": {"discoveryDetails": "{list: Devices, applications: [garden]}"}}}
+    await world.cluster.patch(CONFIGURATIONS, "farm", "other", edited, field_manager="people")
+    await asyncio.sleep(2.2)
+    assert world.registered.empty(), "the agent goes on with what it asked for"
