@@ -21,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,14 @@ from attestation.keys import PrivateKey
 
 _INDEX_LIMIT: Final = 1024 * 1024 * 1024
 _FIRST: Final = "0" * 64
+
+
+def verifier_build() -> str:
+    """Name and version of the program that judges, as records name it."""
+    try:
+        return f"flashjob {version('flashjob')}"
+    except PackageNotFoundError:
+        return "flashjob, not installed"
 
 
 @dataclass(frozen=True, slots=True)

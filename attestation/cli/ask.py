@@ -24,6 +24,9 @@ def command(
     save: Annotated[
         Path | None, typer.Option(help="Write the evidence to this file; the nonce goes to FILE.nonce.")
     ] = None,
+    evidence_dir: Annotated[
+        Path | None, typer.Option(help="Keep a signed record of the verdict here, for `attest reappraise`.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The verdict alone, without the trail.")] = False,
     baud: Annotated[int, typer.Option(help="Serial: line rate.")] = 115_200,
     as_json: AsJson = False,
@@ -42,6 +45,8 @@ def command(
         _save(save, data, nonce)
     context = judging.context_for(store, data, nonce, now=now(), policy=rules)
     verdict = judging.judge_live(store, data, context, asked_at=asked_at)
+    if evidence_dir is not None:
+        judging.keep(store, evidence_dir, data, context, verdict, about={"asked": where})
     if as_json:
         print_json({**judging.as_json(verdict), "nonce": nonce.hex()})
     else:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judge evidence against a trust directory, remember the boot, and show the verdict."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from rich.text import Text
 
 from attestation import eat
@@ -10,6 +13,8 @@ from attestation.anchors import DeviceAnchor, Floors
 from attestation.cli.common import Exit, console
 from attestation.directory import TrustDirectory
 from attestation.errors import Code, Reject
+from attestation.evidence import record
+from attestation.evidence_store import EvidenceStore, verifier_build
 from attestation.policy import AttestationPolicySpec
 from attestation.verdict import Context, ExactNonce, Verdict
 from attestation.verifier import verify
@@ -64,6 +69,22 @@ def judge_live(store: TrustDirectory, evidence: bytes, context: Context, *, aske
     if finding.alarm is None or not verdict.accepted:
         return verdict
     return verdict.refused("clones", Reject(finding.alarm, f"{finding.message}: the device is suspended now"))
+
+
+def keep(
+    store: TrustDirectory,
+    folder: Path,
+    evidence: bytes,
+    context: Context,
+    verdict: Verdict,
+    *,
+    about: Mapping[str, str],
+) -> None:
+    """A signed record of what the verdict rests on; none where it decided nothing (``evidence.record``). Raises Reject."""
+    records = EvidenceStore(folder, create=True)
+    payload = record(evidence, context, verdict, verifier=verifier_build(), about=about)
+    if payload is not None:
+        records.add(payload, store.evidence_key(lambda: ec.generate_private_key(ec.SECP256R1())))
 
 
 def exit_code(verdict: Verdict) -> Exit:

@@ -8,7 +8,6 @@ import os
 import signal
 import ssl
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.cli.common import Trust, open_trust, say, verb
 from attestation.directory import TrustDirectory
+from attestation.evidence_store import EvidenceStore, verifier_build
 
 if TYPE_CHECKING:
     from attestation.service.judge import Judge, Records
@@ -107,7 +107,7 @@ def _judge(store: TrustDirectory, used: Path | None, audit_log: Path | None, evi
         trust=LiveTrust(store),
         single_use=shared or InMemorySingleUse(),
         chains=ChainCache(CHAINS),
-        verifier=Verifier("flashjob.dev", _build()),
+        verifier=Verifier("flashjob.dev", verifier_build()),
         clock=time.time,
         began=None if shared is not None else server.begin(time.time()),
         records=_records(store, evidence_dir),
@@ -116,7 +116,6 @@ def _judge(store: TrustDirectory, used: Path | None, audit_log: Path | None, evi
 
 
 def _records(store: TrustDirectory, folder: Path | None) -> "Records | None":
-    from attestation.evidence_store import EvidenceStore
     from attestation.service.judge import Records
 
     if folder is None:
@@ -124,13 +123,6 @@ def _records(store: TrustDirectory, folder: Path | None) -> "Records | None":
     return Records(
         EvidenceStore(folder, create=True), store.evidence_key(lambda: ec.generate_private_key(ec.SECP256R1()))
     )
-
-
-def _build() -> str:
-    try:
-        return f"flashjob {version('flashjob')}"
-    except PackageNotFoundError:
-        return "flashjob, not installed"
 
 
 def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

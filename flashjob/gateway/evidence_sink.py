@@ -10,26 +10,17 @@ Rules (tests name them):
 
 import asyncio
 import logging
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from attestation import evidence
 from attestation.errors import Reject
-from attestation.evidence_store import EvidenceStore
+from attestation.evidence_store import EvidenceStore, verifier_build
 from attestation.keys import PrivateKey
 
 from .case import Case
 from .ruling import Finding
 
 log = logging.getLogger(__name__)
-
-
-def verifier_build() -> str:
-    """Name and version of the program that judged."""
-    try:
-        return f"flashjob {version('flashjob')}"
-    except PackageNotFoundError:
-        return "flashjob, not installed"
 
 
 class DirectorySink:

@@ -206,6 +206,7 @@ def test_ask_judges_a_live_device_and_suspends_a_twin(home: Path) -> None:
         found = []
         for _ in range(4):
             ask = [sys.executable, "-m", "attestation.cli", "ask", f"127.0.0.1:{port}", "--json", "--save", "saved.bin"]
+            ask += ["--evidence-dir", "records"]
             process = await asyncio.create_subprocess_exec(*ask, stdout=subprocess.PIPE)
             answered, _ = await process.communicate()
             found.append((process.returncode or 0, json.loads(answered)))
@@ -218,6 +219,15 @@ def test_ask_judges_a_live_device_and_suspends_a_twin(home: Path) -> None:
     assert after[1]["code"] == "device.suspended"
     (row,) = out("enroll", "list")
     assert (row["standing"], row["history"][0]["by"]) == ("Suspended", "attest")
+    rules = "data/flashjob/trust/policies/demo.yaml"
+    kept = out("reappraise", "records", "--policy", rules, "--all", code=Exit.REJECTED)["devices"]
+    assert [(one["outcome"], one["code"]) for one in kept] == [
+        ("holds", ""),
+        ("holds", ""),
+        ("still fails", "clone.bootcount"),
+        ("still fails", "device.suspended"),
+    ]
+    assert kept[0]["about"]["asked"].startswith("127.0.0.1:")
     run("enroll", "release", device[:12], *WHO)
     nonce = Path("saved.bin.nonce").read_text().strip()
     assert nonce == after[1]["nonce"]
