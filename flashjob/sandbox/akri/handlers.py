@@ -93,7 +93,10 @@ async def discover(
         HandlerUnavailable: however the stream ends.
     """
     target = endpoint.address.removeprefix("http://") if endpoint.network else f"unix:{endpoint.address}"
-    options = () if endpoint.network else (("grpc.default_authority", _AUTHORITY),)
+    # A connection of its own: what failed to connect a moment ago must not be waited for, nor is it by the real agent.
+    options: tuple[tuple[str, Any], ...] = (("grpc.use_local_subchannel_pool", 1),)
+    if not endpoint.network:
+        options += (("grpc.default_authority", _AUTHORITY),)
     request = discovery_pb2.DiscoverRequest(
         discovery_details=details,
         discovery_properties={name: discovery_pb2.ByteData(vec=value) for name, value in properties.items()},
