@@ -2,8 +2,8 @@
 """Signed statements of FlashJob's own (grant, release, succession): one way to read, check and write them. Pure.
 
 A statement is an untagged COSE_Sign1 whose protected header holds exactly alg, content type and kid, and whose payload
-is a CBOR map with integer labels. `read` checks shape and types, `check_signature` the key and the signature: a device
-must be able to refuse by shape, state and fence before it spends time on curves.
+is a CBOR map with integer labels. `parse` and `build` check shape and types, `check_signature` the key and the
+signature: a device must be able to refuse by shape, state and fence before it spends time on curves.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def check_signature(statement: Statement[M], keys: Mapping[bytes, PublicKey]) ->
     """Check that one of the accepted keys made the statement, and return its content.
 
     Args:
-        statement: what `read` returned.
+        statement: of the right shape.
         keys: accepted public keys by key id.
 
     Raises:
