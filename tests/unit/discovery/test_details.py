@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Discovery details: what is understood, and a zoo of what is refused by the name of its field."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 from attestation.discovery.addresses import Address
 from attestation.discovery.details import MAX_BYTES, MAX_MESSAGE, DetailsError, Transport, parse_details
 
+ROOT = Path(__file__).parents[3]
 NET, TTY = Transport.NETWORK, Transport.SERIAL
 
 
@@ -131,6 +136,27 @@ def test_what_is_refused(rule: int, transport: Transport, text: str, named: str)
         parse_details(text, transport)
     assert named in str(caught.value), (rule, str(caught.value))
     assert len(str(caught.value)) <= MAX_MESSAGE
+
+
+def shown() -> list[Any]:
+    """Every Configuration in the examples and in the document on discovery."""
+    page = (ROOT / "docs" / "discovery.md").read_text()
+    texts = [path.read_text() for path in (ROOT / "examples" / "configurations").glob("*.yaml")]
+    texts += re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return [yaml.safe_load(text) for text in texts]
+
+
+@pytest.mark.parametrize("configuration", shown(), ids=lambda one: one["metadata"]["name"])
+def test_what_is_shown_to_people_is_understood(configuration: Any) -> None:
+    handler = configuration["spec"]["discoveryHandler"]
+    (transport,) = [one for one in Transport if one.handler_name == handler["name"]]
+    assert parse_details(handler["discoveryDetails"], transport).list in ("Devices", "Ports")
+    assert configuration["apiVersion"] == "akri.sh/v0"
+    assert len(configuration["metadata"]["name"]) <= 56
+
+
+def test_all_that_is_shown_is_looked_at() -> None:
+    assert len(shown()) >= 4
 
 
 @settings(deadline=None, max_examples=300)
