@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong usage looks like every other refusal: a reason, what is wrong and where, and what to do next."""
+"""Wrong usage looks like every other refusal: a reason, what is wrong and where, and what to do next.
+
+`firmware_pipeline` says it in the same words by code of its own, since either package works without the other.
+"""
 
 import re
-from collections.abc import Sequence
 from typing import Any, Final
 
 import typer
@@ -13,17 +15,10 @@ INTERRUPTED: Final = 130
 _NOISE: Final = re.compile(r"^Invalid value: |\bValue error, ")
 
 
-def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; wrong usage is told on standard error.
-
-    Args:
-        app: the commands.
-        program: its name, as it was called.
-        arguments: default: those of this process.
-    """
-    words = None if arguments is None else list(arguments)
+def run(app: typer.Typer, program: str) -> int:
+    """Run this process's command line and return its exit code; wrong usage is told on standard error."""
     try:
-        code = typer.main.get_command(app).main(words, prog_name=program, standalone_mode=False)
+        code = typer.main.get_command(app).main(prog_name=program, standalone_mode=False)
     except typer.TyperException as error:
         return _wrong(error, program)
     except typer.Abort:
