@@ -135,6 +135,22 @@ async def test_twins_at_two_addresses_are_withdrawn_until_somebody_releases_them
     assert world.status(device)["endpoint"] == device.server.address
 
 
+async def test_twins_that_are_asked_side_by_side_are_asked_again(world: World) -> None:
+    """Their seeds differ as those of two boots do; their counters contradict one another only in a certain order."""
+    device = await enrolled(world, address=None)
+    twin = await world.bench.device("porch-1", network=True)
+    for one, count in ((device, 41), (twin, 7)):
+        one.nvs.boot_count = count
+        one.reset()
+        await until(lambda one=one: one.application is not None and one.server.address != "", "it is up again")
+    await world.start()
+    both = f"['{device.server.address}', '{twin.server.address}']"
+    stream = world.discover(f"{{list: Devices, network: {{static: {both}}}}}")
+    state = await world.attested(device, "clone.bootcount")
+    assert state["message"] == "boot counter 8 after 42 was seen"
+    await stream.lists_only()
+
+
 async def test_a_boot_counter_that_goes_back_is_a_twin(world: World) -> None:
     device = await enrolled(world, address=None)
     device.nvs.boot_count = 41
@@ -167,6 +183,56 @@ async def test_who_is_enrolled_where_nobody_answered_is_looked_for_at_once(world
     await device.start()
     await world.enroll(device, old_app("esp32s3"), address=address)
     await stream.lists_only(device)
+
+
+@asynccontextmanager
+async def silent_hosts(count: int) -> AsyncIterator[tuple[list[str], list[int]]]:
+    """Addresses that take a connection and say nothing; and how many were talked to at once, at each connection."""
+    at_once, now = list[int](), 0
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal now
+        now += 1
+        at_once.append(now)
+        while await reader.read(1024):
+            pass
+        now -= 1
+        writer.close()
+
+    servers = [await asyncio.start_server(listen, "127.0.0.1", 0) for _ in range(count)]
+    yield [f"127.0.0.1:{one.sockets[0].getsockname()[1]}" for one in servers], at_once
+    for server in servers:
+        server.close()
+
+
+async def test_rule_1_only_so_many_are_looked_at_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight devices where nobody is heard of yet, eight addresses where nobody is known: each kind has its own limit."""
+    monkeypatch.setattr("attestation.device_protocol.INFO_SECONDS", 14)
+    world.pace = Pace(scan_seconds=0.1, survey_seconds=0.05, looks=2, probes=3)
+    async with silent_hosts(8) as (unknown, strangers), silent_hosts(8) as (enrolled_at, expected):
+        for number, address in enumerate(enrolled_at):
+            device = await world.bench.device(f"d-{number}", network=True)
+            await world.enroll(device, old_app("esp32s3"), address=address)
+            await device.stop()
+        await world.start()
+        world.discover(f"{{list: Devices, network: {{static: {unknown}}}}}")
+        await until(lambda: 3 in strangers and 2 in expected, "both limits are reached")
+        await asyncio.sleep(0.5)
+        assert (max(strangers), max(expected)) == (3, 2)
+        await world.stop_handler()
+
+
+async def test_rule_1_a_look_has_an_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("attestation.discovery.places.NETWORK_SECONDS", 0.3)
+    async with silent_hosts(1) as ((address,), asked):
+        await world.start()
+        caplog.set_level("INFO")
+        world.discover(f"{{list: Devices, network: {{static: ['{address}']}}}}")
+        await until(lambda: f"{address}: no end within 0.3 s" in caplog.text, "the look ends")
+        assert max(asked) == 1
+        await world.stop_handler()
 
 
 @pytest.fixture
