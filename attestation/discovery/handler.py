@@ -38,7 +38,7 @@ from attestation.discovery.registration import Registration, Served, Unusable, s
 from attestation.discovery.scanner import Scanner
 
 GAP_SECONDS: Final = 0.2
-GAP_SECONDS_PER_ENTRY: Final = 0.005
+GAP_SECONDS_PER_ENTRY: Final = 0.002
 MAX_LIST_BYTES: Final = 4_000_000
 """An agent's gRPC takes 4 MiB."""
 _MAX_PATH_BYTES: Final = 107
