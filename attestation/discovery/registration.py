@@ -6,7 +6,7 @@ Rules (tests name them):
 1. The agent forgets everybody when it restarts, and nothing says so but its socket, which is another file then: it is
    looked at every second, and only another file leads to another registration (each one makes the agent open one more
    Discover per Configuration).
-2. Where there is no agent, or it refuses, it is tried again after 0.2 s, 0.4 s and so on, at most 10 s.
+2. Where an agent does not answer, or refuses, it is tried again after 0.2 s, 0.4 s and so on, at most 10 s.
 3. An agent that could not reach the handler once, for one Configuration, forgets it without a word, for all: while
    Configurations want this handler and no stream is open, it registers again every `LONELY_SECONDS`; where some have
    streams, after as long, then after twice as long each time, for it costs each of these one more stream.
@@ -112,7 +112,7 @@ async def stay_registered(
             trouble = str(error)
             if trouble != before:
                 _log.warning("no Akri agent here: %s; waiting for it", error)
-        now = state() if found == known else Served.ALL
+        now = state() if found == known and known is not None else Served.ALL
         if now is not Served.SOME:
             patience = LONELY_SECONDS
         lonely = 0.0 if now is Served.ALL else lonely + LOOK_SECONDS

@@ -184,12 +184,17 @@ async def test_rule_3_an_agent_that_forgot_is_told_again(world: World, monkeypat
     assert world.registered.empty()
 
 
-async def test_rule_5_that_there_is_no_agent_is_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_rule_5_that_there_is_no_agent_is_said_once(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attestation.discovery.registration.LONELY_SECONDS", 0.5)
+    await world.configure("mine", DEVICES)
     world._running = asyncio.create_task(world._run())
     await until(lambda: "no Akri agent here" in caplog.text, "it is said")
     await asyncio.sleep(1.2)
     assert caplog.text.count("no Akri agent here") == 1
     assert SOCKET_NAME in caplog.text
+    assert "does not ask" not in caplog.text, "nobody is there who could"
     await world.start_agent()
     world.endpoint = await asyncio.wait_for(world.registered.get(), 10)
     await world.discover(DEVICES).lists_only()
