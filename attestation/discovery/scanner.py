@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -344,8 +345,11 @@ class Scanner:
             self._judge(sighting, attestation, self._context(attestation))
             if sighting.judged is not None:
                 asked_at, seen_at = int(attestation.at * 1000), int(self._steady() * 1000)
-                self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at, seen_at=seen_at)
+                undecided = self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at, seen_at=seen_at)
                 self._boots.enrolled(attestation.device_id, self._device(attestation.device_id))
+                if undecided:  # two places were asked side by side: which boot was first shows a question of now
+                    sighting.attestation = replace(attestation, at=-math.inf)
+                    return False
         return True
 
     async def _attest(self, contact: Contact, info: Info) -> rules.Attestation:

@@ -19,6 +19,7 @@ from attestation.discovery.addresses import Address
 from attestation.discovery.details import Transport
 from attestation.discovery.sightings import Pace
 from flashjob.virtual.device import VirtualDevice
+from flashjob.virtual.faults import Slow
 
 from .bench import Bench, old_app
 from .discovery_world import World, until
@@ -135,14 +136,21 @@ async def test_twins_at_two_addresses_are_withdrawn_until_somebody_releases_them
     assert world.status(device)["endpoint"] == device.server.address
 
 
+async def boot_after(device: VirtualDevice, count: int) -> None:
+    """Boot it once more, as if that were the boot after this one."""
+    device.nvs.boot_count = count
+    device.reset()
+    await until(lambda: device.application is not None and device.server.address != "", "it is up again")
+
+
 async def test_twins_that_are_asked_side_by_side_are_asked_again(world: World) -> None:
-    """Their seeds differ as those of two boots do; their counters contradict one another only in a certain order."""
-    device = await enrolled(world, address=None)
-    twin = await world.bench.device("porch-1", network=True)
-    for one, count in ((device, 41), (twin, 7)):
-        one.nvs.boot_count = count
-        one.reset()
-        await until(lambda one=one: one.application is not None and one.server.address != "", "it is up again")
+    """Their seeds differ as those of two boots do; of their counters nobody can say which was first. The first answers its
+    question while the other has its own already."""
+    device = await world.bench.device("porch-1", network=True, faults=[Slow(0.4)])
+    twin = await world.bench.device("porch-1", network=True, faults=[Slow(0.6)])
+    await world.enroll(device, old_app("esp32s3"), address=None)
+    await boot_after(device, 41)
+    await boot_after(twin, 7)
     await world.start()
     both = f"['{device.server.address}', '{twin.server.address}']"
     stream = world.discover(f"{{list: Devices, network: {{static: {both}}}}}")
@@ -153,9 +161,7 @@ async def test_twins_that_are_asked_side_by_side_are_asked_again(world: World) -
 
 async def test_a_boot_counter_that_goes_back_is_a_twin(world: World) -> None:
     device = await enrolled(world, address=None)
-    device.nvs.boot_count = 41
-    device.reset()
-    await until(lambda: device.application is not None and device.server.address != "", "it is up again")
+    await boot_after(device, 41)
     await world.start()
     stream = world.discover("list: Devices")
     await stream.lists_only(device)
@@ -298,9 +304,13 @@ async def test_an_announced_device_is_found_and_a_goodbye_is_heard(world: World,
 
 async def test_without_its_library_mdns_is_refused_by_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mdns, "available", lambda: False)
+    monkeypatch.setattr("attestation.discovery.registration.LONELY_SECONDS", 0.5)
+    await world.configure("announced", "{list: Devices, network: {mdns: true}}")
     await world.start()
     stream = world.discover("{list: Devices, network: {mdns: true}}")
     await until(lambda: stream.failure is not None, "the stream fails")
     assert stream.failure is not None
     assert not stream.failure.refused, "the details are good"
     assert "flashjob[mdns]" in str(stream.failure)
+    await asyncio.sleep(2.2)
+    assert world.registered.empty(), "that nobody listens is not the agent's fault"
