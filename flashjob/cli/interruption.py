@@ -6,8 +6,9 @@ Rules:
 1. The first one says so and cancels the task that watches; that it came is known even to code that fails because its
    own child got the same Ctrl-C.
 2. The second one ends the process at once. What it started hangs on lifelines and ends with it.
-3. Every other command takes SIGTERM as it takes Ctrl-C, also where the shell that began it shields it from Ctrl-C: what
-   runs is unwound, nothing of it is left behind, and the process ends with 143.
+3. Every other command takes SIGTERM, and the SIGHUP of a terminal that closes, as it takes Ctrl-C, also where the shell
+   that began it shields it from Ctrl-C: what runs is unwound, nothing of it is left behind, and the process ends with 128
+   and the signal's number. What a starter had it ignore (nohup) stays ignored.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-TERMINATED: Final = 128 + signal.SIGTERM
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
@@ -62,24 +63,27 @@ class Interruption:
 
 
 class Termination:
-    """Rule 3, while it is entered. `came` says whether it was SIGTERM."""
+    """Rule 3, while it is entered. `number` is the signal that came, 0 while none did."""
 
     def __init__(self) -> None:
-        self.came = False
-        self._before: Any = None
+        self.number = 0
+        self._before: dict[signal.Signals, Any] = {}
 
-    def _came(self, _number: int, frame: FrameType | None) -> None:
-        self.came = True
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
         interrupt = signal.getsignal(signal.SIGINT)  # asyncio.run has its own while it runs
         if not callable(interrupt):
             raise KeyboardInterrupt
         interrupt(signal.SIGINT, frame)
 
     def __enter__(self) -> "Termination":
-        self._before = signal.signal(signal.SIGTERM, self._came)
+        for each in _ENDS:
+            if signal.getsignal(each) != signal.SIG_IGN:
+                self._before[each] = signal.signal(each, self._came)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for each, before in self._before.items():
+            signal.signal(each, before)

@@ -16,7 +16,7 @@ from flashjob.errors import FlashJobError
 from flashjob.terminal import console
 from flashjob.wire.exit_codes import ExitCode
 
-from .interruption import TERMINATED, Termination
+from .interruption import Termination
 
 COMMANDS: Final = {
     "demo": ("flashjob.cli.demo", "Play the whole loop on the embedded default, enemies included."),
@@ -41,7 +41,7 @@ def run(name: str, arguments: list[str]) -> int:
             code = _run(name, arguments)
         except KeyboardInterrupt:
             code = usage.INTERRUPTED
-    return TERMINATED if termination.came and code == usage.INTERRUPTED else code
+    return 128 + termination.number if termination.number and code == usage.INTERRUPTED else code
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -67,12 +67,18 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     assert told(signal.SIGINT) == 130
     before = signal.getsignal(signal.SIGTERM)
     assert told(signal.SIGTERM) == 143
+    assert told(signal.SIGHUP) == 129, "the terminal was closed"
     shielded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's background jobs are
     try:
         assert told(signal.SIGTERM) == 143
     finally:
         signal.signal(signal.SIGINT, shielded)
     assert signal.getsignal(signal.SIGTERM) is before
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert told(signal.SIGHUP) == 0
+    finally:
+        signal.signal(signal.SIGHUP, hung_up)
 
 
 def test_a_pipe_wraps_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
