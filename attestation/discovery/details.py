@@ -21,13 +21,14 @@ Rules (tests name them):
    names; a port other than 80 is given as host:port or network/prefix:port. `https://` before it: TLS is spoken there,
    at port 443 unless given. `network.mdns` looks wherever somebody announces `_flashjob._tcp`.
 6. A glob is absolute and has no `..`.
-7. A device is listed if `applications` holds its certified project name; an empty list holds any.
+7. There are no discovery properties (`discoveryProperties` of the Configuration), and nobody shall believe that one counts.
+8. A device is listed if `applications` holds its certified project name; an empty list holds any.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from typing import Annotated, Any, Final, Literal, Self
@@ -155,7 +156,7 @@ class Details(_Strict):
         return self.serial.ports if self.serial else ()
 
     def wants(self, application: str) -> bool:
-        """Rule 7."""
+        """Rule 8."""
         return not self.applications or application in self.applications
 
 
@@ -178,6 +179,12 @@ def parse_details(text: str, transport: Transport) -> Details:
         raise _refused(f": {said}{'; and more' if len(errors) > _MOST_ERRORS else ''}") from error
     _check_transport(details, transport)
     return details
+
+
+def check_properties(names: Collection[str]) -> None:
+    """Raises DetailsError where there are discovery properties (rule 7)."""
+    if names:
+        raise DetailsError("discoveryProperties: this handler takes none; what it can be told is in its details")
 
 
 def _refused(message: str) -> DetailsError:

@@ -32,7 +32,7 @@ import grpc
 
 from attestation.discovery import mdns
 from attestation.discovery.akri_v0 import discovery_pb2, discovery_pb2_grpc
-from attestation.discovery.details import Details, DetailsError, Transport, parse_details
+from attestation.discovery.details import Details, DetailsError, Transport, check_properties, parse_details
 from attestation.discovery.entries import Entry
 from attestation.discovery.registration import Registration, Served, Unusable, served, stay_registered
 from attestation.discovery.scanner import Scanner
@@ -95,20 +95,17 @@ class DiscoveryHandler:
             await server.stop(None)
 
     def _state(self) -> Served:
-        return served(self._wanted(), self._scanner.asked)
+        return served(frozenset(filter(_can_follow, self._wanted())), self._scanner.asked)
 
     async def Discover(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The rpc: one stream of whole lists for one Configuration."""
         try:
             details = parse_details(request.discovery_details, self._scanner.transport)
-            if request.discovery_properties:
-                raise DetailsError(
-                    "discoveryProperties: this handler takes none; what it can be told is in its details"
-                )
+            check_properties(request.discovery_properties)
         except DetailsError as error:
             _log.warning("%s", error)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        if details.mdns and not mdns.available():
+        if not _can_follow(details):
             message = "network.mdns: the library zeroconf is not installed; install flashjob[mdns]"
             _log.error("%s", message)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
@@ -127,6 +124,11 @@ class DiscoveryHandler:
                 await subscription.changed.wait()
         finally:
             subscription.close()
+
+
+def _can_follow(details: Details) -> bool:
+    """Whether what they need is installed."""
+    return mdns.available() or not details.mdns
 
 
 def gap(entries: int) -> float:

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from attestation import clones
-from attestation.discovery.details import Details, DetailsError, Transport, parse_details
+from attestation.discovery.details import Details, DetailsError, Transport, check_properties, parse_details
 from attestation.discovery.enrolled import EnrolledDevice, Judged, Look
 from attestation.errors import Reject
 from attestation.verdict import Context, ExactNonce, IssuedNonce
@@ -116,6 +116,7 @@ def configuration_reader(transport: Transport) -> Callable[[Obj], KnownConfigura
         details = None
         if asked.get("name") == transport.handler_name:
             try:
+                check_properties([one["name"] for one in asked.get("discoveryProperties") or ()])
                 details = parse_details(asked.get("discoveryDetails") or "", transport)
             except DetailsError as error:
                 _log.warning("Configuration %s/%s: %s", metadata.get("namespace"), metadata["name"], error)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from attestation import eat, keys
-from attestation.discovery.details import Transport
+from attestation.discovery.details import Transport, parse_details
 from attestation.discovery.enrolled import EnrolledDevice, Look
 from attestation.discovery.rules import judge as judge_listing
 from attestation.errors import Code, Reject
@@ -321,3 +321,19 @@ async def test_wake_touches_only_its_own(world: World) -> None:
     touched = [c["metadata"]["name"] for c in world.cluster.all(CONFIGURATIONS) if c["metadata"].get("annotations")]
     assert touched == ["mine"]
     assert ATTESTATION_POLICIES not in {call.resource for call in world.cluster.calls if call.verb == "patch"}
+
+
+async def test_what_can_be_followed_is_wanted(world: World) -> None:
+    await world.configure("any", "list: Devices")
+    await world.configure("also-any", "list: Devices")
+    await world.configure("porch", "{list: Devices, applications: [porch]}")
+    await world.configure("broken", "list: Everything")
+    asked = {"name": "flashjob-network", "discoveryDetails": "{list: Devices, applications: [garden]}"}
+    properties = {"discoveryProperties": [{"name": "VERIFIER", "value": "elsewhere"}]}
+    body = {"metadata": {"name": "with-properties"}, "spec": {"discoveryHandler": asked | properties}}
+    await world.cluster.create(CONFIGURATIONS, NS, body)
+    await until(lambda: world.configurations.reflector.get(NS, "with-properties") is not None)
+    wanted = {
+        parse_details(text, Transport.NETWORK) for text in ("list: Devices", "{list: Devices, applications: [porch]}")
+    }
+    assert world.configurations.wanted() == wanted
