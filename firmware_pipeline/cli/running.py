@@ -32,7 +32,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a verb.
 
     A parameter whose type is one of `options.GROUPS` becomes that group's options. A PipelineError ends with its
-    message, the next step and `exit_code`; Ctrl-C with 130. Neither shows a traceback.
+    message, the next step and `exit_code`; Ctrl-C with 130, SIGTERM with 143. None shows a traceback.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if kind in GROUPS}
@@ -51,9 +51,10 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             function(**given)
         except PipelineError as error:
             refuse(error, exit_code(error.reason))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:  # the latter by SIGTERM alone
             err("interrupted: no tag was moved and no unfinished file was left")
-            raise typer.Exit(INTERRUPTED) from None
+            code = stop.code if isinstance(stop, SystemExit) else INTERRUPTED
+            raise typer.Exit(int(code or INTERRUPTED)) from None
 
     ordered = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in required + optional]
     run.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]

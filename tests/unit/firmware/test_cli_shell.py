@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -141,6 +142,24 @@ def test_stopped_in_the_middle_of_a_push(
     assert "Traceback" not in error
     assert out == ""
     assert "1" not in registry.tags
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_it_says_what_was_left(
+    tmp_path: Path, environment: dict[str, str], number: signal.Signals, code: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(30)
+        reference = f"127.0.0.1:{mute.getsockname()[1]}/porch:1"
+        words = [PROGRAM, "pull", reference, "--plain-http", "--unverified", "--chip", "esp32", "-o", "out"]
+        with (
+            subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process,
+            mute.accept()[0],
+        ):
+            process.send_signal(number)
+            _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (code, "interrupted: no tag was moved and no unfinished file was left\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_verb_prints_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
