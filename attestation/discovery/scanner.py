@@ -31,16 +31,17 @@ from typing import Final
 from attestation.device_http import NotBound
 from attestation.device_protocol import DeviceError, Info
 from attestation.dice_chain import ChainCache
-from attestation.discovery import entries, mdns, rules
+from attestation.discovery import mdns, rules
 from attestation.discovery.addresses import Address, parse_address
 from attestation.discovery.boots import Boots
 from attestation.discovery.details import DEFAULT_INTERVAL_SECONDS, Details, Transport
 from attestation.discovery.enrolled import EnrolledDevice, Enrolment, Look, Reports
-from attestation.discovery.entries import Entry, Shown
+from attestation.discovery.entries import Shown
 from attestation.discovery.listing import Listing, encode_token, mint_listing
 from attestation.discovery.places import Contact, NetworkPlace, Place, PortPlace
-from attestation.discovery.ports import Found, Kept, SerialPort, find_ports
+from attestation.discovery.ports import Found, find_ports
 from attestation.discovery.sightings import Pace, Sighting, behind, by_weight, hands_off, network_endpoint
+from attestation.discovery.subscription import Subscription
 from attestation.errors import Reject
 from attestation.keys import PrivateKey
 from attestation.verdict import Context, ExactNonce
@@ -48,51 +49,6 @@ from attestation.verifier import verify
 
 _log = logging.getLogger(__name__)
 _CHAINS: Final = 2048
-
-
-class Subscription:
-    """One Configuration's view of the scanner; end it with `close`."""
-
-    def __init__(self, scanner: Scanner, details: Details) -> None:
-        self.details = details
-        self.changed = asyncio.Event()
-        self.places = tuple(map(NetworkPlace, details.addresses))
-        self.ports: tuple[SerialPort, ...] = ()
-        self.surveyed = False
-        """Whether all its places are known by now."""
-        self.unreadable: tuple[str, ...] = ()
-        self._kept = Kept()
-        self._scanner = scanner
-
-    def entries(self) -> tuple[Entry, ...]:
-        """The whole list now."""
-        if self.details.list == "Ports":
-            return entries.ports(self.ports)
-        return entries.devices(self._scanner.shown.values(), self.details)
-
-    def found(self, found: Found, *, now: float) -> tuple[SerialPort, ...]:
-        """Take note of a look at the ports; returns those to be listed."""
-        ports = self._kept.after(found, now=now, grace=self._scanner.pace.gone_seconds)
-        if self.ports != ports:
-            self.ports = ports
-            self.changed.set()
-        for trouble in found.unreadable:
-            if trouble not in self.unreadable:
-                _log.warning("serial ports: %s; what was found before stays listed", trouble)
-        self.unreadable = found.unreadable
-        return ports
-
-    async def settled(self) -> None:
-        """Wait until every place was looked at once, or the pace's `settle_seconds` are over."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._scanner.pace.settle_seconds):
-                while not self._scanner.settled(self):
-                    self.changed.clear()
-                    await self.changed.wait()
-
-    def close(self) -> None:
-        """The Configuration no longer listens."""
-        self._scanner.unsubscribe(self)
 
 
 class Scanner:
