@@ -10,7 +10,6 @@ Rules, in the order in which they are checked (tests name them); the first that 
 2. Whoever carries an answer may hold it back as long as its nonce lives. When the device gave it lies between the issue of
    its nonce and its arrival; no more is known. So it shows a later moment than a sighting only if its nonce was issued
    after that one had arrived. Times are whole seconds: within one second no device attests, boots and attests again.
-   A counter below that of a sighting that is not shown to be earlier is *undecided*: who can ask, asks again.
 3. ``clone.identity``: the key signed a token that names another device.
 4. ``clone.bootcount``: later than a sighting (rule 2), the boot counter is below that one's; or later than all of them it
    is below the confirmed floor.
@@ -60,13 +59,11 @@ class Finding:
         sightings: what to remember, the lowest counter first.
         alarm: the code, None where all is well.
         message: for people, empty where all is well.
-        undecided: rule 2; a fresh nonce would settle it.
     """
 
     sightings: tuple[Sighting, ...]
     alarm: Code | None = None
     message: str = ""
-    undecided: bool = False
 
 
 def observe(
@@ -99,11 +96,10 @@ def observe(
             same_boot = one.boot_count == count
             what = "two seeds in boot" if same_boot else f"boot {one.boot_count}'s seed in boot"
             return Finding(before, Code.CLONE_SEED, f"{what} {count}")
-    undecided = any(one.boot_count > count for one in before)
     if any(one.boot_count == count for one in before):
-        return Finding(before, undecided=undecided)
+        return Finding(before)
     every = sorted((*before, Sighting(count, seed, seen_at)), key=lambda one: one.boot_count)
-    return Finding(tuple(every[-MOST_SIGHTINGS:]), undecided=undecided)
+    return Finding(tuple(every[-MOST_SIGHTINGS:]))
 
 
 def _token_held(verdict: Verdict) -> bool:

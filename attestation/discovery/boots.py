@@ -29,8 +29,8 @@ class Boots:
     def __init__(self) -> None:
         self._of: dict[str, _Memory] = {}
 
-    def saw(self, device_id: str, judged: Judged, *, asked_at: int, seen_at: int) -> bool:
-        """Take note of one more judgement. Returns whether the device should be asked again (``clones``, rule 2).
+    def saw(self, device_id: str, judged: Judged, *, asked_at: int, seen_at: int) -> None:
+        """Take note of one more judgement.
 
         Args:
             device_id: hex.
@@ -43,7 +43,6 @@ class Boots:
         memory.sightings = finding.sightings
         if finding.alarm is not None and memory.alarm is None:
             memory.alarm = replace(judged, code=str(finding.alarm), message=finding.message)
-        return finding.undecided
 
     def alarm(self, device_id: str) -> Judged | None:
         """The judgement that raised the alarm, if one stands."""

@@ -301,11 +301,9 @@ class Scanner:
             self._judge(sighting, attestation, self._context(attestation))
             if sighting.judged is not None:
                 asked_at, seen_at = int(attestation.at * 1000), int(self._steady() * 1000)
-                undecided = self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at, seen_at=seen_at)
+                self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at, seen_at=seen_at)
                 self._boots.enrolled(attestation.device_id, self._device(attestation.device_id))
-                if undecided:  # two places were asked side by side: which boot was first shows a question of now
-                    sighting.attestation = replace(attestation, at=-math.inf)
-                    return False
+                self._ask_others_again(sighting, attestation)
         return True
 
     async def _attest(self, contact: Contact, info: Info) -> rules.Attestation:
@@ -327,6 +325,16 @@ class Scanner:
             unix=unix,
             bound=bound,
         )
+
+    def _ask_others_again(self, sighting: Sighting, attestation: rules.Attestation) -> None:
+        """Where the device answered in another boot: has it booted since, or are there two of them?"""
+        for other in self._claiming(attestation.device_id):
+            last = other.attestation
+            if other is sighting or last is None or last.boot_seed == attestation.boot_seed:
+                continue
+            if self._boots.alarm(attestation.device_id) is None:  # else that is answered
+                other.attestation = replace(last, at=-math.inf)
+                other.wake.set()
 
     def _context(self, attestation: rules.Attestation) -> Context:
         context = self._enrolment.context(attestation.device_id, ExactNonce(attestation.nonce), attestation.unix)

@@ -143,11 +143,12 @@ async def boot_after(device: VirtualDevice, count: int) -> None:
     await until(lambda: device.application is not None and device.server.address != "", "it is up again")
 
 
-async def test_twins_that_are_asked_side_by_side_are_asked_again(world: World) -> None:
+@pytest.mark.parametrize(("one", "other"), [(0.4, 0.6), (0.6, 0.4)])
+async def test_twins_that_are_asked_side_by_side_are_asked_again(world: World, one: float, other: float) -> None:
     """Their seeds differ as those of two boots do; of their counters nobody can say which was first. The first answers its
     question while the other has its own already."""
-    device = await world.bench.device("porch-1", network=True, faults=[Slow(0.4)])
-    twin = await world.bench.device("porch-1", network=True, faults=[Slow(0.6)])
+    device = await world.bench.device("porch-1", network=True, faults=[Slow(one)])
+    twin = await world.bench.device("porch-1", network=True, faults=[Slow(other)])
     await world.enroll(device, old_app("esp32s3"), address=None)
     await boot_after(device, 41)
     await boot_after(twin, 7)
