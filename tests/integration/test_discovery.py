@@ -31,6 +31,7 @@ Json = dict[str, Any]
 OURS = "/apis/flashjob.dev/v1alpha1"
 AKRI = "/apis/akri.sh/v0"
 KEY = ec.derive_private_key(991, ec.SECP256R1())
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "configurations").glob("*.yaml"))
 
 
 class Farm:
@@ -170,3 +171,8 @@ async def test_sigterm_ends_it_without_a_word_of_an_empty_list(farm: Farm) -> No
     assert "Traceback" not in log
     farm.start("network")
     await farm.instances(lambda items: len(items) == 1)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_taken(sandbox: Sandbox, path: Path) -> None:
+    sandbox.plane.kubectl("create", "--dry-run=server", "--validate=strict", "-f", str(path))
