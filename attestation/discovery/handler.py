@@ -83,8 +83,11 @@ class DiscoveryHandler:
         transport: Transport = self._scanner.transport
         server = grpc.aio.server()
         discovery_pb2_grpc.add_DiscoveryHandlerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
-        self.socket.unlink(missing_ok=True)  # of an earlier run that was killed
-        server.add_insecure_port(f"unix:{self.socket}")
+        try:
+            self.socket.unlink(missing_ok=True)  # of an earlier run that was killed
+            server.add_insecure_port(f"unix:{self.socket}")
+        except (OSError, RuntimeError) as error:
+            raise Unusable(f"{self.socket}: no socket can be made there: {error}") from error
         await server.start()
         registration = Registration(transport.handler_name, self.socket, transport.shared)
         try:

@@ -244,6 +244,13 @@ async def test_a_directory_that_takes_no_socket_is_refused(world: World) -> None
     assert "no socket can be made there" in str(leaves(caught.value))
 
 
+async def test_a_place_that_takes_no_socket_is_refused(world: World) -> None:
+    (world.directory / "flashjob-network.sock").mkdir()
+    with pytest.raises(ExceptionGroup) as caught:
+        await world._run()
+    assert "no socket can be made there" in str(leaves(caught.value))
+
+
 def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for one in error.exceptions for leaf in leaves(one)]
