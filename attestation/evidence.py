@@ -63,6 +63,8 @@ class RecordedContext(_Part):
     boot_ids: tuple[str, ...] | None
     slot_states: tuple[str, ...] | None
     data_images: dict[str, tuple[_MEASURED, ...]] | None
+    partition_table: _HASH | None = None
+    """Absent in records of builds that knew no such demand."""
 
 
 class RecordedVerdict(_Part):
@@ -130,6 +132,7 @@ class Record(_Part):
                 data_images=None
                 if told.data_images is None
                 else {label: _measurements(values) for label, values in told.data_images.items()},
+                partition_table=told.partition_table,
             )
         except (KeyError, ValueError, Reject) as error:
             raise Reject(Code.RECORD_STRUCTURE, f"the record's context does not read: {error}") from error
@@ -215,7 +218,7 @@ def read(envelope: bytes, accepted: Iterable[PublicKey]) -> Record:
 
 def _told(context: Context) -> dict[str, Any]:
     floors, expected, ids, slots = context.floors, context.expected, context.boot_ids, context.slot_states
-    images = context.data_images
+    images, table = context.data_images, context.partition_table
     return {
         "securityVersion": floors.security_version,
         "sequence": floors.sequence,
@@ -227,6 +230,7 @@ def _told(context: Context) -> dict[str, Any]:
         "bootIds": None if ids is None else sorted(one.hex() for one in ids),
         "slotStates": None if slots is None else sorted(one.name for one in slots),
         "dataImages": None if images is None else {label: _full(values) for label, values in images.items()},
+        "partitionTable": None if table is None else table.hex(),
     }
 
 

@@ -48,6 +48,8 @@ class Context:
         slot_states: the slot must be in one of these states; None: no such demand.
         data_images: label of each expected data image to its digests, one per algorithm; an empty set for an image
             that cannot be measured; None where nothing says which images there must be.
+        partition_table: SHA-256 of the one partition table that the application must have booted under, whatever else
+            the policy accepts; None: no such demand. Not together with ``any_application``.
     """
 
     device: DeviceAnchor | None
@@ -62,10 +64,11 @@ class Context:
     boot_ids: frozenset[bytes] | None = None
     slot_states: frozenset[SlotState] | None = None
     data_images: Mapping[str, frozenset[Measurement]] | None = None
+    partition_table: bytes | None = None
 
     def __post_init__(self) -> None:
-        if self.any_application and self.expected is not None:
-            raise ValueError("any_application and expected exclude each other")
+        if self.any_application and (self.expected is not None or self.partition_table is not None):
+            raise ValueError("any_application excludes expected and partition_table")
 
 
 class DeviceClaims(NamedTuple):

@@ -20,12 +20,14 @@ one broken ends the judgement; ``Verdict.trail`` names those that held and the o
    agree: Normal has all locked, NotConfigured secure boot off, any other mode secure boot on.
 10. ``bootloader``: its name and code hash are accepted, and not denied.
 11. ``application``: its measurement is the expected one, else acceptable by ``policy.acceptable_measurement``; its
-    name is allowed; its partition table is accepted. With ``any_application`` (identity before an update) none of
-    this is checked, and the verdict says so.
+    name is allowed; its partition table is one that the policy names, if it names any. With ``any_application``
+    (identity before an update) none of this is checked, and the verdict says so.
 12. ``versions``: security versions are at least the policy's and the floor's (the application's: unless
     ``any_application``).
 13. ``counter``: the boot counter did not go back: else two devices share one identity.
-14. ``installation``: the boot id is one of those expected. Zeros, of an installation without one, never are.
+14. ``installation``: the boot id is one of those expected; zeros, of an installation without one, never are. Then: it
+    booted under the expected partition table. An expected application beside a table that neither policy nor context
+    names leaves the table unproven.
 15. ``slot``: the running slot is in one of the expected states.
 16. ``data``: data images that the device measured equal the expected ones; those it did not measure are unproven, and
     refused where the policy requires all to be measured. Where nothing says which there must be, such a policy is unproven.
@@ -381,12 +383,20 @@ class _Judge:
 
     def check_installation(self) -> str:
         boot_id, expected = self.chain.app_config.boot_id, self.context.boot_ids
-        if expected is None:
-            return f"no demand: boot id {boot_id.hex()}"
-        if not any(boot_id) or boot_id not in expected:
+        if expected is not None and (not any(boot_id) or boot_id not in expected):
             wanted = ", ".join(sorted(value.hex() for value in expected)) or "none"
             raise Reject(Code.BOOT_ID, f"boot id {boot_id.hex()}, expected {wanted}: another installation booted")
-        return f"boot id {boot_id.hex()}"
+        self._check_table()
+        return f"{'no demand: ' if expected is None else ''}boot id {boot_id.hex()}"
+
+    def _check_table(self) -> None:
+        table, expected = self.chain.app_config.partition_table, self.context.partition_table
+        if expected is not None and table != expected:
+            raise Reject(
+                Code.REF_PARTITIONS, f"it booted under partition table {table.hex()}, expected is {expected.hex()}"
+            )
+        if expected is None and self.context.expected is not None and not self.policy.partition_tables:
+            self.unproven.append("the partition table: nothing says which it must be")
 
     def check_slot(self) -> str:
         state, expected = self.token.slot_state, self.context.slot_states

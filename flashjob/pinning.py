@@ -59,6 +59,7 @@ def pin(repository: str, index_digest: str, chip: ChipArtifact, *, plain_http: b
         image_digest=app.digest,
         measurements=tuple(Measurement(scheme=m.scheme, alg=m.alg, value=m.value) for m in config.measurements),
         data_images=_data_images(config),
+        partition_table=config.partition_table_sha256,
         plain_http=plain_http,
     )
 

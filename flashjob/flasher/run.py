@@ -6,7 +6,7 @@ Order: evidence before -> preflight -> permit -> write (boot id last) -> reboot 
 Rules (tests name them):
 
 1. Before the permit nothing is written; a refusal lets the application run again and reports 0 bytes.
-2. A device that already runs the target's measurement asks for its permit before the loader is entered: if nothing is
+2. A device that already runs the target's measurement, under its partition table, asks for its permit before the loader is entered: if nothing is
    to be written it is not even reset. Its claim only orders the questions; the judge decides by evidence.
 3. Silence before the write fails the attempt, unless an earlier attempt of this task had a permit. Then a network
    device is given time for its own rollback (SilentAfterWrite). A serial one may wait in its loader because its writer
@@ -199,7 +199,7 @@ class Attempt:
     async def _permitted(self) -> tuple[Info | None, PermitReply]:
         """What the device says of itself, where it was asked, and the permit."""
         info, evidence = await self._before()
-        at_target = info is not None and runs_target(info, self._task)
+        at_target = info is not None and runs_target(info, self._task) and _table_fits(info, self._task)
         if not at_target:
             await self._preflight(info)
         self._delta = await self._make_delta(info)
@@ -353,6 +353,11 @@ def _left_behind(stage: Stage, task: Assignment) -> str:
     if stage in PROVING:
         return "the image is written, but not proven; the device goes back by itself unless it is confirmed in time"
     return "nothing was written"
+
+
+def _table_fits(info: Info, task: Assignment) -> bool:
+    """Whether the device claims the target's partition table; of an artifact that names none, any."""
+    return task.target.partition_table in (None, info.partition_table.hex())
 
 
 def _offer(delta: Delta | None) -> DeltaOffer | None:

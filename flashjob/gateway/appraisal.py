@@ -50,6 +50,7 @@ def context(
         boot_ids=boot_ids,
         slot_states=slot_states,
         data_images={} if expected is None else case.data_images,
+        partition_table=None if expected is None else case.partition_table,
     )
 
 
@@ -103,6 +104,8 @@ def reason_of(verdict: verifier.Verdict) -> Reason:
     code, rule = verdict.code, verdict.trail[-1].rule
     if code is Code.REF_CODE and rule == "application":
         return Reason.MEASUREMENT_MISMATCH
+    if code is Code.REF_PARTITIONS and rule == "installation":
+        return Reason.PARTITION_MISMATCH
     if code in _REASONS:
         return _REASONS[code]
     return Reason.POLICY_REJECTED if rule in _POLICY_RULES else Reason.EVIDENCE_INVALID

@@ -113,6 +113,12 @@ class Case:
         images = ((i.label, bytes.fromhex(i.digest.removeprefix("sha256:"))) for i in self.target.data_images)
         return {label: frozenset({Measurement(SHA_256, value)}) for label, value in images}
 
+    @property
+    def partition_table(self) -> bytes | None:
+        """SHA-256 of the table that the target must boot under; None where its artifact names none."""
+        table = self.target.partition_table
+        return None if table is None else bytes.fromhex(table)
+
 
 CHAINS: Final = 1_000
 """Chains that are remembered, about 6 KiB each."""

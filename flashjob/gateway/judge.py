@@ -16,15 +16,17 @@ Rules (tests name them):
     application. A boot that contradicts one seen before (attestation.clones) proves none. Only `before: None`, or a
     serial device that fell silent after an earlier permit of this task, goes without: then the fence comes from the
     Lease alone. An attempt that has its permit already did so before.
- 4. A device that proves the target, slot VALID, before any permit of this task, is not written: AlreadyRunning.
+ 4. A device that proves the target, slot VALID, before any permit of this task, is not written: AlreadyRunning. Here and
+    below the target is the artifact's measurement, under the partition table that the artifact names, where it names one.
  5. A device that proves the target under a grant id of this task is not written again: Resume.
  6. The release statement has the pinned digest and speaks of exactly this application, version, chip and measurement.
  7. No sequence below the confirmed one without leave; no secure_version below the eFuse's or the floor; none above the
     eFuse's without leave, because confirming burns it.
  8. The grant id is drawn once per attempt; a later permit of that attempt repeats id and fence over a new device nonce.
     fence = max(transitions of the device's Lease, fence stored in the device + 1).
- 9. Evidence after the write: the target's measurement, a boot id that is a grant id of this task, security version not
-    below the floor, slot PENDING or VALID. It earns a confirm grant that carries a second nonce, and nothing more.
+ 9. Evidence after the write: the target's measurement, a boot id that is a grant id of this task, the target's partition
+    table, security version not below the floor, slot PENDING or VALID. It earns a confirm grant that carries a second
+    nonce, and nothing more.
 10. The second nonce is derived from the first (docs/decisions/0004): the same evidence again earns the same nonce.
 11. Only evidence over the second nonce, slot VALID, is a success; its verdict consumes both nonces.
 12. A root of trust below the policy's minimum is recorded as BelowPolicy, whatever else was proven.

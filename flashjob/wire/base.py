@@ -61,6 +61,9 @@ Blob = Annotated[bytes, BeforeValidator(_b64url_decode), PlainSerializer(b64url,
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 """An OCI digest."""
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+"""A SHA-256, lower-case hex."""
+
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=256), AfterValidator(_hex_checked)]
 """Lower-case hex of whole bytes."""
 

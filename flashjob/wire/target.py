@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from .base import Digest, Hex, WireModel
+from .base import Digest, Hex, Sha256, WireModel
 
 
 class Measurement(WireModel):
@@ -62,4 +62,8 @@ class Target(WireModel):
         tuple[DataImage, ...],
         Field(max_length=MOST_DATA_IMAGES, description="Images of data partitions, written where the job wipes data."),
     ] = ()
+    partition_table: Annotated[
+        Sha256 | None,
+        Field(description="SHA-256 of the partition table that the image was built for, where the config names one."),
+    ] = None
     plain_http: Annotated[bool, Field(alias="plainHTTP", description="Talk to the registry without TLS.")] = False

@@ -127,3 +127,11 @@ def test_the_right_application_with_another_partition_table() -> None:
     assert judge(D, policy=strict).accepted
     moved = replace(D, partition_table=hashlib.sha256(b"another table").digest())
     assert judge(moved, policy=strict).code == "ref.partitions"
+    assert judge(moved, expected=frozenset({TARGET}), partition_table=D.partition_table).code == "ref.partitions"
+
+
+def test_twin_where_neither_policy_nor_artifact_names_a_table_it_passes_and_that_is_said() -> None:
+    moved = replace(D, partition_table=hashlib.sha256(b"another table").digest())
+    verdict = judge(moved, expected=frozenset({TARGET}))
+    assert verdict.accepted
+    assert any("partition table" in item for item in verdict.unproven)

@@ -49,13 +49,15 @@ def rich() -> Context:
         boot_ids=frozenset({PHONE.boot_id}),
         slot_states=frozenset({SlotState.VALID}),
         data_images={"assets": frozenset({PHONE.measurement})},
+        partition_table=PHONE.partition_table,
     )
 
 
 def test_a_record_gives_back_what_the_verifier_was_told() -> None:
     told, record = rich(), evidence.read(sealed(told=rich()), [PUBLIC])
     again = record.as_judged()
-    for field in ("policy", "floors", "last_confirmed", "pinned", "expected", "boot_ids", "slot_states", "data_images"):
+    told_of = ("policy", "floors", "last_confirmed", "pinned", "expected", "boot_ids", "slot_states", "data_images")
+    for field in (*told_of, "partition_table"):
         assert getattr(again, field) == getattr(told, field), field
     assert again.device is not None
     assert told.device is not None
@@ -63,6 +65,23 @@ def test_a_record_gives_back_what_the_verifier_was_told() -> None:
     assert verify(record.evidence, again).accepted
     assert dict(record.about) == ABOUT
     assert evidence.read(sealed(), [PUBLIC]).as_judged().data_images is None, "nobody said which images there must be"
+
+
+def test_a_refused_partition_table_is_refused_again_whatever_the_new_policy_accepts() -> None:
+    told = context(PHONE, expected=frozenset({PHONE.measurement}), partition_table=bytes(32))
+    again = reappraise(sealed(told=told), [PUBLIC], policy(PHONE, partition_tables=(PHONE.partition_table.hex(),)))
+    assert (again.outcome, again.code) == (Outcome.STILL_FAILS, "ref.partitions")
+
+
+def test_a_record_of_a_build_that_knew_no_such_demand_is_judged_as_it_was() -> None:
+    told = context(PHONE, expected=frozenset({PHONE.measurement}))
+    content = json.loads(payload(told=told))
+    del content["context"]["partitionTable"]
+    older = evidence.seal(json.dumps(content, sort_keys=True, separators=(",", ":")).encode(), KEY)
+    assert evidence.read(older, [PUBLIC]).as_judged().partition_table is None
+    assert reappraise(older, [PUBLIC], policy(PHONE)).outcome is Outcome.HOLDS
+    asked = policy(PHONE, partition_tables=(bytes(32).hex(),))
+    assert reappraise(older, [PUBLIC], asked).code == "ref.partitions"
 
 
 @pytest.mark.parametrize("alg", [Alg.ES256, Alg.ES384, Alg.EDDSA])

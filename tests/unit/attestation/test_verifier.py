@@ -375,6 +375,31 @@ def test_no_task_accepts_the_zero_boot_id() -> None:
     refused("boot.id", judge(Minted(boot_id=bytes(16)), boot_ids=frozenset({bytes(16)})), "installation")
 
 
+def test_14_the_expected_partition_table_counts_whatever_the_policy_accepts() -> None:
+    other, expected = Minted(partition_table=bytes(32)), frozenset({DEVICE.measurement})
+    table = DEVICE.partition_table
+    assert judge(DEVICE, expected=expected, partition_table=table).unproven == ()
+    refused("ref.partitions", judge(other, expected=expected, partition_table=table), "installation")
+    both = policy(DEVICE, partition_tables=(table.hex(), bytes(32).hex()))
+    refused("ref.partitions", judge(other, policy=both, expected=expected, partition_table=table), "installation")
+    with pytest.raises(ValueError, match="exclude"):
+        context(DEVICE, any_application=True, partition_table=table)
+
+
+def test_14_the_boot_id_tells_first() -> None:
+    """An installation that is not the expected one says nothing of the table that the expected one would have."""
+    verdict = judge(Minted(partition_table=bytes(32)), boot_ids=frozenset(), partition_table=DEVICE.partition_table)
+    refused("boot.id", verdict, "installation")
+
+
+def test_14_a_table_that_nobody_names_is_unproven() -> None:
+    expected = frozenset({DEVICE.measurement})
+    assert judge(DEVICE, expected=expected).unproven == ("the partition table: nothing says which it must be",)
+    named = policy(DEVICE, partition_tables=(DEVICE.partition_table.hex(),))
+    assert judge(DEVICE, expected=expected, policy=named).unproven == ()
+    assert judge(DEVICE).unproven == (), "no application in particular was expected"
+
+
 def test_slot_must_be_in_an_expected_state() -> None:
     valid = frozenset({SlotState.VALID})
     refused("slot.state", judge(Minted(slot_state=1), slot_states=valid), "slot")

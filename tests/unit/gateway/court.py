@@ -12,6 +12,7 @@ from attestation.clones import Sighting
 from attestation.grants import Verb
 from attestation.nonce import KeyRing
 from attestation.policy import AttestationPolicySpec, Measurement, RootOfTrust
+from firmware_pipeline.esp import partitions
 from firmware_pipeline.esp.image import parse_image
 from firmware_pipeline.esp.measurement import measure
 from flashjob.api.flashtask import Report, Verdict
@@ -45,7 +46,7 @@ def both(data: bytes) -> list[list[object]]:
     return [[m.alg, m.value] for m in measure(data)]
 
 
-def target_of(data: bytes, release: bytes | None, *, sequence: int = 1) -> Target:
+def target_of(data: bytes, release: bytes | None, *, sequence: int = 1, table: str | None = None) -> Target:
     """What an artifact with this image would pin."""
     info = parse_image(data)
     assert info.app is not None
@@ -64,6 +65,7 @@ def target_of(data: bytes, release: bytes | None, *, sequence: int = 1) -> Targe
         image_size=len(data),
         image_digest=digest(data),
         measurements=tuple(Pinned(scheme=m.scheme, alg=m.alg, value=m.value.hex()) for m in measure(data)),
+        partition_table=table,
     )
 
 
@@ -110,7 +112,8 @@ class Court:
             sequence=self.sequence,
             measurements=both(self.image),
         )
-        self.target = target_of(self.image, self.release, sequence=self.sequence)
+        table = partitions.table_sha256(partitions.build_table(self.bench.table)).hex()
+        self.target = target_of(self.image, self.release, sequence=self.sequence, table=table)
         self.report, self.version, self.writes = Report(), 0, 0
         keys = Keys(KeyRing(current=1, keys={1: b"n" * 32}), GRANT_KEY)
         self.service = Service(self, keys, Clock(now=lambda: self.bench.now, random=self.bench.random))

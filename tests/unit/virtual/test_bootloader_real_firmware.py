@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from attestation.grants import ConfirmGrant
+from firmware_pipeline.config import from_plan
 from firmware_pipeline.esp.otadata import SlotState
+from firmware_pipeline.inputs.claims import Overrides
+from firmware_pipeline.inputs.merged import MergedInput
 from flashjob.virtual.bootloader import HANDOVER_SIZE, UNNAMED, boot
 from flashjob.virtual.flash import Flash
 from flashjob.virtual.nvs import Nvs
@@ -55,3 +58,6 @@ def test_factory_images_boot_and_take_no_update(name: str, chip: str, offset: in
     assert (result.slot.subtype_name, result.slot_state) == ("factory", SlotState.UNDEFINED)
     assert not any(result.boot_id)
     assert result.table.ota_slots == ()
+    named = Overrides(name="micropython", version="1.20")
+    config = from_plan(MergedInput().load(Path(FIRMWARE) / name, named))
+    assert result.table_sha256.hex() == config.partition_table_sha256, "a device certifies what a config pins"
