@@ -122,7 +122,12 @@ class TrustDirectory:
 
     def device_path(self, ueid: bytes) -> Path:
         """Where the device with this id is kept, or would be."""
-        return self.root / "devices" / f"{ueid.hex()}.json"
+        return self.root / "devices" / self.device_file(ueid)
+
+    @staticmethod
+    def device_file(ueid: bytes) -> str:
+        """The name of that file."""
+        return f"{ueid.hex()}.json"
 
     def policy_path(self, name: str) -> Path:
         """Where the policy of this name is kept, or would be. Raises Reject ``policy.invalid``."""

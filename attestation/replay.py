@@ -30,7 +30,10 @@ class SingleUse(Protocol):
 
 
 class InMemorySingleUse:
-    """For one process: a lock and a set, which holds no more than the nonces that could still be good.
+    """For one process: a lock and sets, which hold no more than the nonces that could still be good.
+
+    There are many small sets, because one that is added to and taken from for days is copied to a new place again and again,
+    and the holes that it leaves make the heap of a busy service grow.
 
     Args:
         capacity: most nonces remembered at once; beyond it everything is refused rather than anything forgotten.
@@ -38,7 +41,9 @@ class InMemorySingleUse:
 
     def __init__(self, capacity: int = 1_000_000) -> None:
         self._capacity = capacity
-        self._used: set[bytes] = set()
+        self._used: tuple[set[bytes], ...] = tuple(set() for _ in range(256))
+        """By the first byte of their names."""
+        self._count = 0
         self._due: dict[int, list[bytes]] = {}
         """The same by the second in which they may be forgotten."""
         self._swept = 0
@@ -50,15 +55,19 @@ class InMemorySingleUse:
         with self._lock:
             if now > self._swept:
                 self._forget(now)
-            if name in self._used:
+            if name in self._used[name[0]]:
                 raise Reject(Code.REPLAY, "the nonce was used before: ask for a new one")
-            if len(self._used) >= self._capacity:
+            if self._count >= self._capacity:
                 raise Reject(Code.STORE_UNAVAILABLE, "too many nonces are in use: try again later")
-            self._used.add(name)
+            self._used[name[0]].add(name)
+            self._count += 1
             self._due.setdefault(until, []).append(name)
 
     def _forget(self, now: int) -> None:
         """Once a second: what is kept longer than it must be makes the heap of a busy service grow and shrink."""
         self._swept = now
         for second in [second for second in self._due if second <= now]:
-            self._used.difference_update(self._due.pop(second))
+            names = self._due.pop(second)
+            for name in names:
+                self._used[name[0]].remove(name)
+            self._count -= len(names)

@@ -5,7 +5,8 @@ Rules (tests name them):
 
 1. A file counts as unchanged if inode, times and size are those it was read with. Every question asks the file system.
 2. A device or policy that is not there is told from a directory that is not there: the latter is ``store.unavailable``.
-3. Nothing is remembered that could not be read; the memory is bounded.
+3. Nothing is remembered that could not be read; the memory is bounded. Paths are made without pathlib, which interns
+   each part: ids that nobody enrolled would have the interpreter's table of names copied again and again.
 """
 
 import os
@@ -15,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from attestation.anchors import DeviceAnchor, Floors
 from attestation.clones import Sighting
@@ -38,7 +39,7 @@ class Enrolled:
 
 
 class _Files(Generic[V]):
-    def __init__(self, path: Callable[[str], Path], read: Callable[[str], V | None], capacity: int) -> None:
+    def __init__(self, path: Callable[[str], str], read: Callable[[str], V | None], capacity: int) -> None:
         self._path, self._read, self._capacity = path, read, capacity
         self._known: OrderedDict[str, tuple[_Stamp, V, str]] = OrderedDict()
         self._lock = threading.Lock()
@@ -49,7 +50,7 @@ class _Files(Generic[V]):
 
     def get(self, name: str) -> V | None:
         known = self._known.get(name)
-        path = known[2] if known else str(self._path(name))
+        path = known[2] if known else self._path(name)
         stamp = _stamp(path)
         if stamp is None:
             return None
@@ -78,8 +79,9 @@ class LiveTrust:
 
     def __init__(self, store: TrustDirectory, *, devices: int = 10_000, policies: int = 256) -> None:
         self.store = store
+        self._folder: Final = str(store.device_path(b"").parent)
         self._devices = _Files(self._device_path, self._read_device, devices)
-        self._policies = _Files(store.policy_path, store.policy, policies)
+        self._policies = _Files(lambda name: str(store.policy_path(name)), store.policy, policies)
 
     def device(self, ueid: bytes) -> Enrolled | None:
         """The device, or None if none with this id is enrolled that could attest. Raises Reject."""
@@ -107,8 +109,8 @@ class LiveTrust:
             except OSError as error:
                 raise _unavailable(self.store.root / folder, error) from error
 
-    def _device_path(self, name: str) -> Path:
-        return self.store.device_path(bytes.fromhex(name))
+    def _device_path(self, name: str) -> str:
+        return f"{self._folder}/{self.store.device_file(bytes.fromhex(name))}"
 
     def _read_device(self, name: str) -> Enrolled | None:
         file = self.store.file(bytes.fromhex(name))
@@ -122,17 +124,17 @@ def _stamp(path: str) -> _Stamp | None:
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        _check_folder(Path(path).parent)
+        _check_folder(os.path.dirname(path))
         return None
     except OSError as error:
         raise _unavailable(path, error) from error
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: str) -> None:
     """Rule 2."""
     try:
-        mode = folder.stat().st_mode
+        mode = os.stat(folder).st_mode
     except OSError as error:
         raise _unavailable(folder, error) from error
     if not stat.S_ISDIR(mode):
