@@ -3,8 +3,9 @@
 
 Rules (tests name them):
 
-1. A quarantined device is withheld; a device that a task has in hand is neither asked nor listed (records.py, rule 3);
-   from the start of a task's pod to its verdict the device's serial port is left alone.
+1. A quarantined device is withheld; whose release is yet to come is told of again when its time has come. A device that
+   a task has in hand is neither asked nor listed (records.py, rule 3); from the start of a task's pod to its verdict the
+   device's serial port is left alone.
 2. Of Device.status only `attestation`, `boots`, `endpoint` and `instance` are written, together, and only when they say
    something new: time and wording alone are nothing new.
    A look that contradicts the remembered boots (attestation.clones) says so with a clone code; that stands, whatever is
@@ -18,6 +19,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -73,8 +75,25 @@ class ClusterEnrolment:
         return self._trust.context(device_id, nonce, now)
 
     def subscribe(self, changed: Callable[[str], None]) -> None:
-        """See Enrolment."""
-        self._trust.subscribe(changed)
+        """See Enrolment; to be called in the event loop."""
+        loop, waiting = asyncio.get_running_loop(), dict[str, asyncio.TimerHandle]()
+
+        def heard(device_id: str) -> None:
+            if (timer := waiting.pop(device_id, None)) is not None:
+                timer.cancel()
+            wait_for_release(device_id)
+            changed(device_id)
+
+        def wait_for_release(device_id: str) -> None:
+            with suppress(Reject):  # an id that two Devices claim: it is told of when one of them goes
+                known, now = self._trust.device(device_id), self._now()
+                why = known.withheld(now) if known is not None else None
+                if why is not None and why.release is not None:
+                    waiting[device_id] = loop.call_later(why.release - now, heard, device_id)
+
+        self._trust.subscribe(heard)
+        for known in self._trust.devices.values():
+            wait_for_release(known.id)
 
     def _enrolled(self, known: KnownDevice) -> EnrolledDevice:
         network, serial = known.connection.network, known.connection.serial

@@ -121,6 +121,28 @@ async def test_rule_1_quarantine_and_tasks(world: World) -> None:
     await until(lambda: (found := world.enrolment.device(ID)) is not None and found.in_hand)
 
 
+@pytest.mark.parametrize("written", ["before", "after"])
+async def test_rule_1_of_a_release_that_is_yet_to_come_it_is_told_again_at_its_time(world: World, written: str) -> None:
+    """Before or after somebody subscribed; told too early it is told once more."""
+    heard: list[str] = []
+    quarantine = {"quarantine": {"reason": "BootIdMismatch", "since": "2026-01-01T00:00:00Z"}}
+    await world.cluster.patch_status(DEVICES, NS, "d", quarantine, field_manager="o")
+    await until(lambda: getattr(world.enrolment.device(ID), "withheld", ""))
+    if written == "after":
+        world.enrolment.subscribe(heard.append)
+    release = {"by": "ann", "reason": "her clock is fast", "at": "2027-01-15T08:00:00.050000Z"}
+    await world.cluster.patch(DEVICES, NS, "d", {"spec": {"releaseFromQuarantine": release}}, field_manager="ann")
+    await until(lambda: "yet to come" in getattr(world.enrolment.device(ID), "withheld", ""))
+    if written == "before":
+        world.enrolment.subscribe(heard.append)
+    heard.clear()
+    await until(lambda: heard == [ID])
+    assert getattr(world.enrolment.device(ID), "withheld", ""), "this world's clock stands still"
+    world.now += 1
+    await until(lambda: heard == [ID, ID])
+    assert getattr(world.enrolment.device(ID), "withheld", None) == ""
+
+
 async def test_an_id_that_two_devices_claim_is_nobodys(world: World) -> None:
     await world.cluster.create(DEVICES, NS, device("twin", device_id=ID, trustAnchor=ANCHOR))
     await until(lambda: len(world.trust.devices) == 2)
