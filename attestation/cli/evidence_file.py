@@ -17,7 +17,7 @@ _KINDS: Final = (
     (re.compile(rb"\s*-----BEGIN "), "PEM"),
     (re.compile(rb"\s*[{[]\s*[\"\]}{\d[]"), "JSON"),
     (re.compile(rb"\s*([0-9A-Fa-f]{2}\s*)+\Z"), "hex: decode it first"),
-    (re.compile(rb"\s*([-\w+/]{4,}\s*)+=*\s*\Z"), "base64: decode it first"),
+    (re.compile(rb"\s*[-\w+/]{4}[-\w+/=\s]*\Z"), "base64: decode it first"),
     (re.compile(rb"\x30[\x81\x82]"), "DER, perhaps a certificate alone"),
 )
 

@@ -432,7 +432,7 @@ NOT_EVIDENCE = {
     "base64": b"hAFUaVb8k8yUUklreydHa2TTS_QvjF6CWQH5\n",
     "DER": bytes.fromhex("30820100"),
     "empty": b"",
-    "something else": b"\x00",
+    "something else": b"a" * 4000 + b"\x00",
 }
 
 
