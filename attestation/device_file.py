@@ -166,7 +166,7 @@ class DeviceFile(_File):
 
     @property
     def sightings(self) -> tuple[Sighting, ...]:
-        """Boots that were seen, oldest first."""
+        """Boots that were seen, the lowest counter first."""
         return tuple(Sighting(one.boot_count, one.seed_sha256, one.seen_at) for one in self.status.sightings)
 
 

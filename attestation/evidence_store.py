@@ -13,8 +13,8 @@ Rules (tests name them):
 2. A line that is changed, moved or taken out breaks the chain for all that follow; so does a record that is missing or
    has another hash (``record.hash``). Lines cut off at the end are not noticed by the directory alone: ship the newest
    line's hash (``head``) elsewhere, where that matters.
-3. One writer at a time. Half a last line, as a crash leaves it, is cut off by the next writer. A last line that is there
-   to its closing brace and does not end with a newline was changed: it is refused, and never cut off.
+3. One writer at a time. Half a last line, as a crash leaves it, is cut off by the next writer. A last line that goes on
+   behind its closing brace with anything but a newline was changed: it is refused, and never cut off.
 """
 
 import hashlib
@@ -191,4 +191,4 @@ class EvidenceStore:
 def _check_half(line: bytes) -> None:
     """Rule 3: a crash leaves the beginning of a line. Raises Reject for anything behind its end."""
     if b"}" in line[:-1]:
-        raise Reject(Code.RECORD_STRUCTURE, "the last line of the index does not end with a newline: it was changed")
+        raise Reject(Code.RECORD_STRUCTURE, "the last line of the index goes on behind its end: it was changed")

@@ -133,11 +133,11 @@ class BenchSink:
 
     async def keep(self, case: Case, finding: Finding) -> None:
         """See EvidenceSink."""
-        if finding.judged is not None and finding.judged.verdict.nonce is not None:
-            verdict, seen_at = finding.judged.verdict, finding.judged.context.now
-            asked_at = issued_at(case, finding.judged.verdict.nonce)
+        judged = finding.judged
+        if judged is not None and (answered := judged.verdict.nonce) is not None:
+            asked_at, seen_at, by = issued_at(case, answered), judged.context.now, "flashjob flash"
             try:
-                self.trust.observe(verdict, case.subject.id, asked_at=asked_at, seen_at=seen_at, by="flashjob flash")
+                self.trust.observe(judged.verdict, case.subject.id, asked_at=asked_at, seen_at=seen_at, by=by)
             except Reject as reject:
                 log.error("the boot of %s is not remembered: %s", case.subject.id.hex(), reject)
         if self.records is not None:
