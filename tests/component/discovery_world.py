@@ -110,7 +110,12 @@ class World:
             await configurations.reflector.synced.wait()
             reports = DeviceReports(self.cluster, self.trust, configurations, time.time)
             self.scanner = Scanner(
-                self.transport, ClusterEnrolment(self.trust, time.time), reports, KEY, pace=self.pace, browse=self.browse
+                self.transport,
+                ClusterEnrolment(self.trust, time.time),
+                reports,
+                KEY,
+                pace=self.pace,
+                browse=self.browse,
             )
             group.create_task(reports.run())
             group.create_task(
