@@ -6,8 +6,9 @@ Order: evidence before -> preflight -> permit -> write (boot id last) -> reboot 
 Rules (tests name them):
 
 1. Before the permit nothing is written; a refusal lets the application run again and reports 0 bytes.
-2. A device that already runs the target's measurement, under its partition table, asks for its permit before the loader is entered: if nothing is
-   to be written it is not even reset. Its claim only orders the questions; the judge decides by evidence.
+2. A device that already runs the target's measurement, under its partition table, asks for its permit before the loader
+   is entered: if nothing is to be written it is not even reset. Its claim only orders the questions; the judge decides by
+   evidence.
 3. Silence before the write fails the attempt, unless an earlier attempt of this task had a permit. Then a network
    device is given time for its own rollback (SilentAfterWrite). A serial one may wait in its loader because its writer
    died before the reset: it is reset once; still silent, the attempt goes on by chip and eFuse MAC alone.
