@@ -55,6 +55,8 @@ class InMemorySingleUse:
         with self._lock:
             if now > self._swept:
                 self._forget(now)
+            if until <= self._swept:  # judged with an older clock than another thread's, which has forgotten it
+                raise Reject(Code.STORE_UNAVAILABLE, "the nonce expired while it was judged: ask for a new one")
             if name in self._used[name[0]]:
                 raise Reject(Code.REPLAY, "the nonce was used before: ask for a new one")
             if self._count >= self._capacity:

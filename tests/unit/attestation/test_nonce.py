@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nonces: bound to device, audience, key and time; used once."""
 
+import contextlib
 import threading
 
 import pytest
@@ -126,3 +127,20 @@ def test_full_memory_refuses_rather_than_forgets() -> None:
     rejects("store.unavailable", lambda: used.consume(b"c", until=NOW + 120, now=NOW))
     rejects("replay", lambda: used.consume(b"a", until=NOW + 120, now=NOW))
     used.consume(b"c", until=NOW + 120, now=NOW + 11)
+
+
+def test_60_what_one_thread_forgot_another_whose_clock_is_behind_does_not_let_through() -> None:
+    used = InMemorySingleUse()
+    used.consume(b"a", until=NOW + 2, now=NOW)
+    used.consume(b"b", until=NOW + 120, now=NOW + 2)
+    rejects("store.unavailable", lambda: used.consume(b"a", until=NOW + 2, now=NOW + 1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-20, 20)), max_size=60))
+def test_60_whatever_the_clocks_of_threads_say_a_nonce_is_good_once(asked: list[tuple[int, int]]) -> None:
+    used, won = InMemorySingleUse(), list[int]()
+    for number, offset in asked:
+        with contextlib.suppress(Reject):
+            used.consume(bytes([number]), until=NOW + 5 * number, now=NOW + 10 + offset)
+            won.append(number)
+    assert len(won) == len(set(won))
