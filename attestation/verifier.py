@@ -392,9 +392,8 @@ class _Judge:
     def _check_table(self) -> None:
         table, expected = self.chain.app_config.partition_table, self.context.partition_table
         if expected is not None and table != expected:
-            raise Reject(
-                Code.REF_PARTITIONS, f"it booted under partition table {table.hex()}, expected is {expected.hex()}"
-            )
+            found, wanted = table.hex()[:12], expected.hex()[:12]
+            raise Reject(Code.REF_PARTITIONS, f"it booted under partition table {found}..., expected is {wanted}...")
         if expected is None and self.context.expected is not None and not self.policy.partition_tables:
             self.unproven.append("the partition table: nothing says which it must be")
 

@@ -4,6 +4,7 @@
 Keys below DIRECTORY/keys are used, and drawn where they are missing. Written beside them:
 
     images/CHIP-NAME-VERSION.bin    applications porch-sensor 1.0.0 and 2.0.0, cellar-sensor 2.0.0
+    images/partition-table.bin      the table that the devices have, and the applications are built for
     policies/field.yaml, bench.yaml AttestationPolicies, for a cluster or for a trust directory
     configurations.yaml             Akri Configurations: ports, and devices that hold their attestation
     fleet.json                      for `flashjob virtual`
@@ -40,6 +41,7 @@ def prepare(root: Path, first_port: int) -> None:
     for chip in chips:
         for name, version in ((APP_A, FACTORY_VERSION), (APP_A, "2.0.0"), (APP_B, "2.0.0")):
             materials.image(chip, name, version)
+    materials.table()
     for name in ("field", "bench"):
         policy = _object("flashjob.dev/v1alpha1", "AttestationPolicy", name, materials.policy(name, chips))
         (root / "policies" / f"{name}.yaml").write_text(yaml.safe_dump(policy, sort_keys=False))

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from flashjob.wire.gateway import DeviceResult
 from flashjob.wire.pod import Before, Safety
 
 from .fleet_process import FleetProcess
-from .materials import APP_A, APP_OFFSET, DemoDevice, Materials, dump
+from .materials import APP_A, DemoDevice, Materials, dump
 
 _HONEST: Final = DemoDevice("bench-honest", "esp32c3", "serial", "SelfReported", "bench")
 _LIAR: Final = DemoDevice("bench-liar", "esp32s3", "network", "SignedBoot", "field")
@@ -57,9 +58,9 @@ class BenchOutcome:
 
 def pack(materials: Materials, chips: list[str], name: str, version: str, layout: Path, sequence: int) -> str:
     """Pack one release for several chips into a layout, signed; the index digest."""
-    builds = [f"{chip}:{APP_OFFSET:#x}={materials.image(chip, name, version)}" for chip in chips]
+    builds = [materials.build(chip, materials.image(chip, name, version)) for chip in chips]
     pushed = api.push(
-        load_builds(builds),
+        load_builds([*chain.from_iterable(builds)]),
         f"oci:{layout}:{version}",
         signer=load_signer(materials.key("signer").read_bytes(), "ci"),
         release=api.Release(load_release_key(materials.key("release").read_bytes(), "owner"), sequence),

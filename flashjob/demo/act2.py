@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from flashjob.sandbox.registry import Login
 from flashjob.sandbox.stack import Stack
 
 from .fleet_process import FleetProcess
-from .materials import APP_A, APP_B, APP_OFFSET, DemoDevice, Materials
+from .materials import APP_A, APP_B, DemoDevice, Materials
 from .real_firmware import RealImage
 
 NAMESPACE: Final = "default"
@@ -151,13 +152,13 @@ class Stage:
     def push(self, name: str, version: str, sequence: int) -> str:
         """`firmware-pipeline push` for all chips; the index digest."""
         reference = f"{self.registry}/{name}:{version}"
-        builds = [f"{chip}:{APP_OFFSET:#x}={self._image(chip, name, version)}" for chip in self.chips]
+        builds = [self.materials.build(chip, self._image(chip, name, version)) for chip in self.chips]
         self.shell(
             f"firmware-pipeline push {len(builds)} builds {reference} --sign signer.key --release-key release.key"
         )
         keys = ["--sign", str(self.materials.key("signer")), "--release-key", str(self.materials.key("release"))]
         more = ["--sequence", str(sequence), "--plain-http", "--name", name, "--app-version", version]
-        output = self._run("firmware_pipeline.cli", ["push", *builds, reference, *keys, *more])
+        output = self._run("firmware_pipeline.cli", ["push", *chain.from_iterable(builds), reference, *keys, *more])
         pinned = output.strip().splitlines()[-1]
         self.digests[f"{name}:{version}"] = pinned.partition("@")[2]
         self.say(f"[cyan]{pinned}[/]")

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestation import keys
 from firmware_pipeline.esp import builder
 from firmware_pipeline.esp.measurement import measure
+from firmware_pipeline.esp.partitions import DEFAULT_TABLE_OFFSET, build_table
 from flashjob.virtual import secure_boot
 from flashjob.virtual.profile import Tier
 
@@ -110,6 +111,17 @@ class Materials:
             data = builder.build_app(chip, name, version, payload_size=_PAYLOAD_BYTES)
             path.write_bytes(secure_boot.sign(data, secure_boot.maker_key(MAKER_SECRET.encode())))
         return path
+
+    def table(self) -> Path:
+        """The partition table that the devices left the factory with."""
+        path = self.root / "images" / "partition-table.bin"
+        if not path.exists():
+            path.write_bytes(build_table(builder.default_partitions()))
+        return path
+
+    def build(self, chip: str, image: Path) -> tuple[str, str]:
+        """What a build of this image leaves, as `CHIP:OFFSET=FILE`: partition table and image."""
+        return f"{chip}:{DEFAULT_TABLE_OFFSET:#x}={self.table()}", f"{chip}:{APP_OFFSET:#x}={image}"
 
     def real_image(self, image: Path, chip: str) -> Path:
         """A real application image, signed for secure boot by the maker's key as `image` does."""

@@ -260,7 +260,7 @@ class Reason(StrEnum):
     PARTITION_MISMATCH = (
         "PartitionMismatch",
         "the device's partition table is not the image's",
-        "build for the device's table",
+        "build for the device's table; if that was right before the write, examine the device",
     )
     DATA_WOULD_BE_LOST = (
         "DataWouldBeLost",

@@ -45,7 +45,7 @@ from flashjob.virtual.profile import DeviceIdentity, Tier, make_identity
 from flashjob.wire.gateway import DeviceResult, Outcome
 from flashjob.wire.pod import Timeouts
 
-from .bench import KEYS, OWNER, BenchJudge, Release, app, assignment, open_release, push
+from .bench import KEYS, OWNER, BenchJudge, Release, app, assignment, open_release, push_parts
 
 CHIPS: Final = ("esp32s2", "esp32s3", "esp32c3", "esp32c6", "esp32h2", "esp32p4", "esp32c5")
 PATIENCE: Final = Timeouts(boot_seconds=5, attest_seconds=20, write_seconds=60, confirm_seconds=5)
@@ -80,6 +80,8 @@ class Case:
     tiers: tuple[Tier, ...] = ("SignedBoot", "SelfReported")
     serial: bool = True
     """Whether it can be tried over a serial line as well."""
+    named: bool = True
+    """Whether the policy names the device's partition table; the artifact does."""
 
     @property
     def honest(self) -> bool:
@@ -131,6 +133,12 @@ CASES: Final = (
     Case("another device answers", "WrongDevice anchor.id", lambda make: evil.OtherDevicesEvidence(make.donor())),
     Case("bootloader of long ago", "PolicyRejected ref.code", lambda _: evil.OldBootloader()),
     Case("another partition table", "PolicyRejected ref.partitions", lambda _: evil.OtherTable()),
+    Case(
+        "another partition table than the artifact's",
+        "PartitionMismatch ref.partitions",
+        lambda _: evil.OtherTable(),
+        named=False,
+    ),
     Case("never reboots", "SilentAfterWrite", lambda _: evil.NeverReboots()),
     Case("never comes back", "SilentAfterWrite", lambda _: evil.NeverComesBack()),
     Case("goes back before the confirm", "ResetBeforeConfirm", lambda _: evil.RollsBackBeforeConfirm()),
@@ -261,7 +269,7 @@ class Court:
                 await _answers(device)
             task = assignment(device, release.target, attempt=attempt, timeouts=PATIENCE)
             if judge is None:
-                tables = (_table(device),)
+                tables = (_table(device),) if case.named else ()
                 judge = BenchJudge(device, task, minimum=minimum, tables=tables, clock=lambda: time.time() + shift)
             else:
                 judge.next_attempt()
@@ -278,7 +286,7 @@ class Court:
 
     async def _release(self, chip: str) -> tuple[Release, Firmware]:
         if chip not in self._releases:
-            release = push(self._root, _new(chip), chip)
+            release = push_parts(self._root, _build(chip), chip)
             work = self._root / "work"
             work.mkdir(exist_ok=True)
             firmware = await asyncio.to_thread(fetch, open_release(release), release.target, work)
@@ -341,6 +349,11 @@ def _old(chip: str) -> bytes:
 @cache
 def _new(chip: str) -> bytes:
     return app(chip, "2.0.0", 80 * 1024)
+
+
+def _build(chip: str) -> dict[int, bytes]:
+    """The new application, and the table that every device here left the factory with."""
+    return {partitions.DEFAULT_TABLE_OFFSET: partitions.build_table(builder.default_partitions()), 0x20000: _new(chip)}
 
 
 @cache

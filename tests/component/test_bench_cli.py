@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class Shop:
 
     def push(self, version: str, sequence: int) -> Path:
         layout = self.root / f"layout-{version}"
-        plans = load_builds([f"{chip}:{APP_OFFSET:#x}={self.materials.image(chip, APP_A, version)}" for chip in CHIPS])
+        builds = (self.materials.build(chip, self.materials.image(chip, APP_A, version)) for chip in CHIPS)
+        plans = load_builds([*chain.from_iterable(builds)])
         signer = load_signer(self.materials.key("signer").read_bytes(), "ci")
         release = api.Release(load_release_key(self.materials.key("release").read_bytes(), "owner"), sequence)
         api.push(plans, f"oci:{layout}:{version}", signer=signer, release=release)

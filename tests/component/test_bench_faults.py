@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,15 @@ from firmware_pipeline.signing.release import load_release_key
 from flashjob import bench
 from flashjob.cli.main import run
 from flashjob.demo.fleet_process import FleetProcess
-from flashjob.demo.materials import APP_A, APP_OFFSET, MAKER_SECRET, DemoDevice, Materials, dump
+from flashjob.demo.materials import APP_A, MAKER_SECRET, DemoDevice, Materials, dump
 from flashjob.virtual.fleet import ReadyDevice
 from flashjob.wire.base import b64url
 from tests.bad_builds import spoil, too_large, with_image_of
 
 SLOT_BYTES = 1_835_008
 SERIAL = ("porch", "wall", "pulled", "silent", "attic")
-NETWORK = ("yard", "liar", "stale", "replayer", "strict", "stranger")
-LIES = {"liar": "RunsOldImage", "stale": "StaleBootId", "replayer": "ReplaysEvidence"}
+NETWORK = ("yard", "liar", "stale", "replayer", "moved", "strict", "stranger")
+LIES = {"liar": "RunsOldImage", "stale": "StaleBootId", "replayer": "ReplaysEvidence", "moved": "OtherTable"}
 FAULTS = {
     "pulled": [{"kind": "CablePulled", "percent": 30, "replug_seconds": None}],
     "silent": [{"kind": "SilentPort"}],
@@ -54,7 +55,8 @@ class Place:
         return all(not part["erased"] and not part["programmed"] for key, part in parts.items() if key[:4] == "ota_")
 
     def plans(self, *chips: str) -> list[BuildPlan]:
-        return load_builds([f"{chip}:{APP_OFFSET:#x}={self.materials.image(chip, APP_A, '2.0.0')}" for chip in chips])
+        builds = (self.materials.build(chip, self.materials.image(chip, APP_A, "2.0.0")) for chip in chips)
+        return load_builds([*chain.from_iterable(builds)])
 
     def push(self, name: str, plans: list[BuildPlan], signer: Signer | None) -> Path:
         """A layout with one release."""
@@ -241,7 +243,12 @@ def test_cable_pulled_at_30_percent_then_right(place: Place, good: Path, capsys:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("liar", "MeasurementMismatch"), ("stale", "BootIdMismatch"), ("replayer", "EvidenceReplayed")],
+    [
+        ("liar", "MeasurementMismatch"),
+        ("stale", "BootIdMismatch"),
+        ("replayer", "EvidenceReplayed"),
+        ("moved", "PartitionMismatch"),
+    ],
 )
 def test_lies(place: Place, good: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str) -> None:
     assert place.flash(good, name) == 1

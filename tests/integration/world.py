@@ -28,7 +28,7 @@ from firmware_pipeline.plan import BuildPlan
 from firmware_pipeline.signing.keys import Signer, load_signer
 from firmware_pipeline.signing.release import load_release_key
 from flashjob.demo.fleet_process import FleetProcess
-from flashjob.demo.materials import APP_A, APP_OFFSET, MAKER_SECRET, Materials
+from flashjob.demo.materials import APP_A, MAKER_SECRET, Materials
 from flashjob.errors import FlashJobError
 from flashjob.sandbox.apply import apply_job_namespace
 from flashjob.sandbox.main import NODE_NAME, Sandbox
@@ -116,8 +116,8 @@ class World:
 
     def plans(self, chips: Iterable[str], version: str, name: str = APP_A) -> list[BuildPlan]:
         """Checked builds, one for each chip."""
-        images = [f"{chip}:{APP_OFFSET:#x}={self.materials.image(chip, name, version)}" for chip in chips]
-        return load_builds(images)
+        builds = (self.materials.build(chip, self.materials.image(chip, name, version)) for chip in chips)
+        return load_builds([*itertools.chain.from_iterable(builds)])
 
     def push(
         self,
