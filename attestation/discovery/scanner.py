@@ -303,7 +303,7 @@ class Scanner:
                 asked_at, seen_at = int(attestation.at * 1000), int(self._steady() * 1000)
                 self._boots.saw(attestation.device_id, sighting.judged, asked_at=asked_at, seen_at=seen_at)
                 self._boots.enrolled(attestation.device_id, self._device(attestation.device_id))
-                self._ask_others_again(sighting, attestation)
+                self._ask_others_again(sighting, attestation.device_id)
         return True
 
     async def _attest(self, contact: Contact, info: Info) -> rules.Attestation:
@@ -326,14 +326,17 @@ class Scanner:
             bound=bound,
         )
 
-    def _ask_others_again(self, sighting: Sighting, attestation: rules.Attestation) -> None:
-        """Where the device answered in another boot: has it booted since, or are there two of them?"""
-        for other in self._claiming(attestation.device_id):
-            last = other.attestation
-            if other is sighting or last is None or last.boot_seed == attestation.boot_seed:
-                continue
-            if self._boots.alarm(attestation.device_id) is None:  # else that is answered
-                other.attestation = replace(last, at=-math.inf)
+    def _ask_others_again(self, sighting: Sighting, device_id: str) -> None:
+        """Where the device answered in another boot: has it booted since, or are there two of them?
+
+        Only boots that its own key signed count: else whoever claims to be the device could have it asked without end.
+        """
+        seed = sighting.boot_seed
+        if seed is None or self._boots.alarm(device_id) is not None:  # else that is answered
+            return
+        for other in self._claiming(device_id):
+            if other.attestation is not None and other.boot_seed not in (None, seed):
+                other.attestation = replace(other.attestation, at=-math.inf)
                 other.wake.set()
 
     def _context(self, attestation: rules.Attestation) -> Context:

@@ -82,6 +82,12 @@ class Sighting:
         self.attestation = self.context = self.judged = self.listing = None
 
     @property
+    def boot_seed(self) -> bytes | None:
+        """Of the boot that the last answer proved, whether it was accepted or not; None: of none."""
+        claims = self.judged.verdict.claims if self.judged else None
+        return claims.boot_seed if claims else None
+
+    @property
     def doubtful(self) -> bool:
         """Whether it is to be feared that nobody answers."""
         return self.silent and (self.failures > 0 or not self.expected)

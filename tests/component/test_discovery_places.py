@@ -18,6 +18,7 @@ from attestation.discovery import mdns
 from attestation.discovery.addresses import Address
 from attestation.discovery.details import Transport
 from attestation.discovery.sightings import Pace
+from flashjob.virtual.adversaries import StaleNonce
 from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.faults import Slow
 
@@ -158,6 +159,22 @@ async def test_twins_that_are_asked_side_by_side_are_asked_again(world: World, o
     state = await world.attested(device, "clone.bootcount")
     assert state["message"] == "boot counter 8 after 42 was seen"
     await stream.lists_only()
+
+
+async def test_who_only_claims_to_be_the_device_has_it_asked_no_more_often(world: World) -> None:
+    """Its boot is another, and its evidence proves nothing: what it signs is over an old nonce."""
+    device = await world.bench.device("porch-1", network=True)
+    liar = await world.bench.device("porch-1", network=True, behaviour=StaleNonce(last=bytes(32)))
+    await world.enroll(device, old_app("esp32s3"), address=None)
+    await world.start()
+    both = f"['{device.server.address}', '{liar.server.address}']"
+    stream = world.discover(f"{{list: Devices, network: {{static: {both}}}}}")
+    await stream.lists_only(device)
+    (place,) = [one for one in world.scanner._sightings.values() if one.place.key == device.server.address]
+    first = place.attestation
+    await asyncio.sleep(2.5)  # a device answers once a second
+    assert place.attestation is first
+    assert len(stream.lists) == 1
 
 
 async def test_a_boot_counter_that_goes_back_is_a_twin(world: World) -> None:
