@@ -24,7 +24,7 @@ from flashjob.sandbox.registry import Login
 from flashjob.sandbox.stack import Stack
 
 from .fleet_process import FleetProcess
-from .materials import APP_A, APP_B, DemoDevice, Materials
+from .materials import APP_A, APP_B, APP_OFFSET, DemoDevice, Materials
 from .real_firmware import RealImage
 
 NAMESPACE: Final = "default"
@@ -152,7 +152,7 @@ class Stage:
     def push(self, name: str, version: str, sequence: int) -> str:
         """`firmware-pipeline push` for all chips; the index digest."""
         reference = f"{self.registry}/{name}:{version}"
-        builds = [self.materials.build(chip, self._image(chip, name, version)) for chip in self.chips]
+        builds = [self._build(chip, name, version) for chip in self.chips]
         self.shell(
             f"firmware-pipeline push {len(builds)} builds {reference} --sign signer.key --release-key release.key"
         )
@@ -164,10 +164,11 @@ class Stage:
         self.say(f"[cyan]{pinned}[/]")
         return self.digests[f"{name}:{version}"]
 
-    def _image(self, chip: str, name: str, version: str) -> Path:
+    def _build(self, chip: str, name: str, version: str) -> tuple[str, ...]:
+        """Its files as `CHIP:OFFSET=FILE`. A real image was built for another partition table, so it names none."""
         if chip in self.firmware and (name, version) == (APP_A, NEW):
-            return self.materials.real_image(self.firmware[chip].path, chip)
-        return self.materials.image(chip, name, version)
+            return (f"{chip}:{APP_OFFSET:#x}={self.materials.real_image(self.firmware[chip].path, chip)}",)
+        return self.materials.build(chip, self.materials.image(chip, name, version))
 
     def job(self, name: str, image: str, labels: Mapping[str, str], **more: Any) -> None:
         """`kubectl apply` of a FlashJob."""
