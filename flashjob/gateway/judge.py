@@ -13,9 +13,10 @@ Rules (tests name them):
  1. An attempt that has its verdict, or whose task is over, is not judged again: what comes is a replay.
  2. No permit while the caller says that the task is held: job paused or deleted, device suspended or quarantined.
  3. Before the first byte the device proves its identity over the `before` nonce; `Known` also wants an acceptable
-    application. A boot that contradicts one seen before (attestation.clones) proves none. Only `before: None`, or a
-    serial device that fell silent after an earlier permit of this task, goes without: then the fence comes from the
-    Lease alone. An attempt that has its permit already did so before.
+    application. A boot that contradicts one seen before (attestation.clones) proves none; nor does one below a boot that
+    was seen since its nonce was issued, and that is asked anew. Only `before: None`, or a serial device that fell silent
+    after an earlier permit of this task, goes without: then the fence comes from the Lease alone. An attempt that has its
+    permit already did so before.
  4. A device that proves the target, slot VALID, before any permit of this task, is not written: AlreadyRunning. Here and
     below the target is the artifact's measurement, under the partition table that the artifact names, where it names one.
  5. A device that proves the target under a grant id of this task is not written again: Resume.

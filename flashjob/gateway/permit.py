@@ -102,6 +102,10 @@ def _identity(case: Case, evidence: bytes, keys: Keys, now: int) -> verifier.Ver
             said = f"two devices seem to share this identity: {twins.message} ({twins.alarm})"
             withheld = replace(judged, verdict=verdict.refused("clones", Reject(twins.alarm, twins.message)))
             raise rejection(Reason.BEFORE_ATTESTATION_FAILED, f"before the write: {said}", withheld)
+        count, newest = claims_of(verdict).boot_count, max((one.boot_count for one in case.subject.boots), default=0)
+        if count < newest:  # the nonce is older than that sighting, else it were an alarm
+            said = f"the evidence is of boot {count}, and boot {newest} was seen since it was asked for"
+            raise Refused(Reason.ATTEST_TIMEOUT, f"before the write: {said}", retryable=True)
         return verdict
     if verdict.code in (Code.EAT_UEID, Code.ANCHOR_ID):
         reason = Reason.WRONG_DEVICE

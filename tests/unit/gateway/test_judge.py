@@ -144,6 +144,21 @@ async def test_3_a_boot_that_contradicts_one_seen_before_proves_no_identity() ->
     assert (await court.permit()).decision is PermitDecision.WRITE, "the very boot that was seen"
 
 
+async def test_3_evidence_of_a_boot_before_the_newest_that_was_seen_is_asked_for_anew() -> None:
+    """It has booted since it was asked, or there are two of them: a later question tells."""
+    court = Court(Bench(), NEW)
+    now, boot = int(court.bench.now), court.bench.application.boot
+    court.boots = (Sighting(boot.boot_count + 1, b"s" * 32, now + 5),)
+    refused = await refusal(court.permit())
+    assert (refused.reason, refused.problem.retryable, refused.problem.judged) == (Reason.ATTEST_TIMEOUT, True, False)
+    assert f"boot {boot.boot_count}, and boot {boot.boot_count + 1} was seen since" in refused.message
+    assert not court.report.permits
+    court.bench.now += 5
+    refused = await refusal(court.permit())
+    assert (refused.reason, refused.problem.judged) == (Reason.BEFORE_ATTESTATION_FAILED, True)
+    assert "clone.bootcount" in refused.message
+
+
 async def test_4_a_device_that_runs_the_target_is_not_written() -> None:
     bench = Bench()
     await Court(bench, NEW).whole_update()
