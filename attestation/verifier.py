@@ -30,7 +30,8 @@ one broken ends the judgement; ``Verdict.trail`` names those that held and the o
     names leaves the table unproven.
 15. ``slot``: the running slot is in one of the expected states.
 16. ``data``: data images that the device measured equal the expected ones; those it did not measure are unproven, and
-    refused where the policy requires all to be measured. Where nothing says which there must be, such a policy is unproven.
+    refused where the policy requires all to be measured. Where nothing says which there must be, such a
+    policy lists that as unproven.
 
 Chains seen before: that ``layers``, ``chain``, ``bootloader``, and ``boot`` but for the debug status hold depends on the
 chain, the anchor with its root of trust, and the policy alone. Once all four held, a ``ChainCache`` remembers it for
