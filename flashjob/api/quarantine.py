@@ -9,7 +9,8 @@
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+
+from flashjob.wire.clock import seconds, stamp
 
 from .device import DeviceStatus
 
@@ -30,7 +31,7 @@ class Cause:
 
     def __str__(self) -> str:
         seen = "two devices seem to share its identity, seen at" if self.shared else "in quarantine since"
-        return f"{seen} {_stamp(self.since)}: {self.code}"
+        return f"{seen} {stamp(self.since)}: {self.code}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Withheld:
         if self.release is None:
             return str(self.cause)
         return (
-            f"{self.cause}; spec.releaseFromQuarantine.at is {_stamp(self.release)}, which is yet to come: the release "
+            f"{self.cause}; spec.releaseFromQuarantine.at is {stamp(self.release)}, which is yet to come: the release "
             "does nothing before (write the present time, in UTC)"
         )
 
@@ -58,9 +59,9 @@ def causes(status: DeviceStatus) -> tuple[Cause, ...]:
     """Rule 1: all that withholds a device as long as nobody releases it."""
     found = []
     if status.quarantine is not None:
-        found.append(Cause(status.quarantine.reason, unix(status.quarantine.since)))
+        found.append(Cause(status.quarantine.reason, seconds(status.quarantine.since)))
     if status.attestation is not None and status.attestation.is_clone_alarm:
-        found.append(Cause(status.attestation.code, unix(status.attestation.at), shared=True))
+        found.append(Cause(status.attestation.code, seconds(status.attestation.at), shared=True))
     return tuple(found)
 
 
@@ -76,16 +77,3 @@ def withheld(by: tuple[Cause, ...], released_at: float | None, now: float) -> Wi
     ended = released_at if released_at is not None and not early else float("-inf")
     live = next((cause for cause in by if cause.since > ended), None)
     return Withheld(live, released_at if early else None) if live else None
-
-
-def unix(timestamp: str) -> float:
-    """Unix seconds of an RFC 3339 time.
-
-    Raises:
-        ValueError: not such a time.
-    """
-    return datetime.fromisoformat(timestamp).timestamp()
-
-
-def _stamp(at: float) -> str:
-    return datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -24,9 +24,9 @@ from firmware_pipeline.signing.policy import VerificationPolicy
 from flashjob.api.flashjob import PinnedFirmware, SecretKeyRef, Verify
 from flashjob.cluster.kubeapi import ApiError, KubeApi
 from flashjob.cluster.resources import SECRETS
-from flashjob.planning.clock import stamp
 from flashjob.planning.messages import refuse
 from flashjob.planning.state import Admission, Device, Job, Policy, Refusal
+from flashjob.wire.clock import stamp
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Target
 

@@ -26,11 +26,11 @@ from flashjob.cluster.resources import DEVICES, FLASHJOBS, FLASHTASKS, PODS, Obj
 from flashjob.errors import FlashJobError
 from flashjob.planning.batches import batches, begun
 from flashjob.planning.batches import name as batch_name
-from flashjob.planning.clock import micro, stamp
 from flashjob.planning.decisions import Decisions, NewTask, Patch, Start
 from flashjob.planning.names import job_label, pod_name
 from flashjob.planning.state import Device, Job, Pod
 from flashjob.planning.timeouts import active_deadline_seconds
+from flashjob.wire.clock import micro, stamp
 from flashjob.wire.lock import Holder
 from flashjob.wire.pod import LABEL_JOB, Assignment, Assignments, Base, TransportKind
 from flashjob.wire.reasons import Reason

@@ -7,8 +7,8 @@ from typing import Final
 
 from flashjob.api.meta import API_VERSION, Condition
 from flashjob.cluster.resources import Obj
-from flashjob.planning.clock import stamp
 from flashjob.planning.state import Job
+from flashjob.wire.clock import stamp
 
 _GOOD: Final = {"Validated": "True", "ArtifactVerified": "True", "Succeeded": "True"}
 _BAD: Final = {"Validated": "False", "ArtifactVerified": "False", "Failed": "True", "Paused": "True"}

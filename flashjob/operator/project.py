@@ -14,8 +14,8 @@ from flashjob.api.flashtask import FlashTask
 from flashjob.api.meta import FINALIZER, ObjectMeta
 from flashjob.cluster.lease import DeviceLease
 from flashjob.cluster.resources import Obj
-from flashjob.planning.clock import seconds
 from flashjob.planning.state import Device, Instance, Job, Lease, Pod, Refusal, Task
+from flashjob.wire.clock import seconds
 from flashjob.wire.gateway import DeviceResult, PodResult
 from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, AssignmentRef
 

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from flashjob.api.device import FirmwareState, Floors, Hardware, OutcomeRecord, Quarantine
 from flashjob.api.flashtask import Verdict
+from flashjob.wire.clock import stamp
 from flashjob.wire.gateway import DeviceResult
 from flashjob.wire.reasons import Reason
 
-from .clock import stamp
 from .outcome import Ending
 from .state import Device, Task
 

@@ -24,9 +24,9 @@ from flashjob.api.conditions import set_condition
 from flashjob.api.flashjob import Counts, FailureSample, FlashJobStatus
 from flashjob.api.flashtask import Phase
 from flashjob.api.meta import Condition
+from flashjob.wire.clock import stamp
 from flashjob.wire.reasons import Reason
 
-from .clock import stamp
 from .messages import refuse, with_next
 from .state import Admission, Job, Refusal
 

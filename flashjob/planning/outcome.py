@@ -15,12 +15,12 @@
 from dataclasses import dataclass
 
 from flashjob.api.flashtask import Phase, Verdict
+from flashjob.wire.clock import seconds
 from flashjob.wire.gateway import Outcome
 from flashjob.wire.reasons import Reason
 
 from . import retries
 from .attempts import permits
-from .clock import seconds
 from .messages import with_next
 from .state import Task
 

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flashjob.api.flashtask import AttemptRecord, FromTo, Phase, Waiting
+from flashjob.wire.clock import seconds, stamp
 from flashjob.wire.pod import TransportKind
 from flashjob.wire.reasons import Reason
 
 from . import admission, connection, lock, names, selection
 from .attempts import Attempt, last_over, next_number, open_attempt, permits
-from .clock import seconds, stamp
 from .decisions import Decisions, NewTask, Patch, Start
 from .device_status import after
 from .job_status import Line, Situation, finished, render

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 from flashjob.api.flashjob import Retries
 from flashjob.api.flashtask import Phase
+from flashjob.wire.clock import seconds
 from flashjob.wire.gateway import Outcome
 from flashjob.wire.reasons import Reason
 
 from . import retries as rules
 from .attempts import Attempt, last_over
-from .clock import seconds
 from .messages import refuse, with_next
 from .outcome import Awaited, Ending, failure, judge
 from .state import Refusal, Task

@@ -34,6 +34,7 @@ from flashjob.api.device import (
 )
 from flashjob.api.flashtask import FlashTask, Phase, Verdict
 from flashjob.cluster.resources import Obj
+from flashjob.wire.clock import seconds
 from flashjob.wire.target import Measurement as Pinned
 from flashjob.wire.target import Target
 
@@ -151,7 +152,7 @@ def read_device(obj: Obj) -> KnownDevice:
         tier=RootOfTrust(spec.root_of_trust),
         suspended=spec.suspended,
         causes=quarantine.causes(status),
-        released_at=quarantine.unix(release.at) if release else None,
+        released_at=seconds(release.at) if release else None,
         connection=spec.connection,
         hardware=status.hardware or spec.hardware,
         floors=Floors(floors.security_version, floors.sequence, floors.boot_count) if floors else Floors(),

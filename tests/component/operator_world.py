@@ -37,9 +37,9 @@ from flashjob.operator.artifacts import Artifact, PipelineArtifact, Refused
 from flashjob.operator.caches import Caches
 from flashjob.operator.metrics import Metrics
 from flashjob.operator.reconcile import Controller
-from flashjob.planning.clock import stamp
 from flashjob.planning.messages import refuse
 from flashjob.planning.state import Key, Refusal
+from flashjob.wire.clock import stamp
 from flashjob.wire.pod import ANNOTATION_ASSIGNMENTS, ENV_ASSIGNMENTS
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Measurement

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashjob.api.device import DeviceStatus
-from flashjob.api.quarantine import Cause, causes, unix, withheld
+from flashjob.api.quarantine import Cause, causes, withheld
+from flashjob.wire.clock import seconds
 
-T = unix("2026-01-02T03:04:05Z")
+T = seconds("2026-01-02T03:04:05Z")
 HELD = {"quarantine": {"reason": "BootIdMismatch", "since": "2026-01-02T03:04:05Z"}}
 TWIN = {"attestation": {"accepted": False, "code": "clone.seed", "at": "2026-01-02T03:05:05Z"}}
 

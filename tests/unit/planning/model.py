@@ -11,7 +11,6 @@ from flashjob.api.flashtask import FlashTaskStatus
 from flashjob.cluster.lease import lease_name
 from flashjob.planning.batches import batches, begun
 from flashjob.planning.batches import name as batch_name
-from flashjob.planning.clock import seconds, stamp
 from flashjob.planning.decisions import Decisions, NewTask, Patch, Start
 from flashjob.planning.state import (
     Admission,
@@ -28,6 +27,7 @@ from flashjob.planning.state import (
     Task,
 )
 from flashjob.planning.timeouts import active_deadline_seconds
+from flashjob.wire.clock import seconds, stamp
 from flashjob.wire.gateway import DeviceResult, Stage
 from flashjob.wire.lock import Holder
 from flashjob.wire.target import Measurement, Target

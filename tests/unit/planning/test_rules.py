@@ -14,81 +14,20 @@ from flashjob.api.flashtask import FlashTaskStatus, Phase
 from flashjob.planning import connection, lock, names, retries, selection
 from flashjob.planning.admission import Enrolment, admit
 from flashjob.planning.attempts import open_attempt
-from flashjob.planning.clock import micro, seconds, stamp
-from flashjob.planning.device_status import after
-from flashjob.planning.job_status import Line, Situation, finished, render
+from flashjob.planning.job_status import finished
 from flashjob.planning.outcome import Awaited, Ending, judge
 from flashjob.planning.plan import plan
 from flashjob.planning.progress import AttemptEnds, Ends, Idle, Lost, Runs, assess
 from flashjob.planning.rediscovery import rediscovered
-from flashjob.planning.state import Admission, Device, Instance, Lease, Listing, Pod, Policy, Refusal, Task
+from flashjob.planning.state import Admission, Device, Instance, Lease, Pod, Policy, Refusal, Task
+from flashjob.wire.clock import micro, seconds, stamp
 from flashjob.wire.gateway import DeviceResult
 from flashjob.wire.lock import Holder
-from flashjob.wire.pod import Before, Safety, Timeouts, TransportKind
+from flashjob.wire.pod import TransportKind
 from flashjob.wire.reasons import Reason
 from flashjob.wire.target import Measurement
-from tests.unit.planning.model import NEW, READY, T0, TARGET, Model, device, job
-
-GRANT = "0a" * 16
-PERMIT = {"attempt": 1, "grantId": GRANT, "fence": 1, "at": stamp(T0)}
-
-
-def verdict(outcome: str = "Proven", **changes: Any) -> dict[str, Any]:
-    base = {
-        "attempt": 1,
-        "outcome": outcome,
-        "reason": "Proven",
-        "measurement": NEW.dump(),
-        "bootId": GRANT,
-        "rootOfTrust": "SignedBoot",
-        "at": stamp(T0),
-    }
-    return {**base, **changes}
-
-
-def task(status: dict[str, Any] | None = None, **changes: Any) -> Task:
-    made = Task(
-        namespace="farm",
-        name="porch-abc",
-        uid="t",
-        job="porch",
-        job_uid="job-uid",
-        device=device("d0").id,
-        device_name="d0",
-        transport=TransportKind.NETWORK,
-        target=TARGET,
-        before=Before.IDENTITY,
-        timeouts=Timeouts(),
-        safety=Safety(),
-        rediscovery_required=True,
-        status=FlashTaskStatus.parse(status or {}),
-        created_at=T0,
-    )
-    return replace(made, **changes)
-
-
-def reported(outcome: str = "Proven", permits: int = 1, **changes: Any) -> Task:
-    return task({"report": {"permits": [PERMIT][:permits], "verdict": verdict(outcome, **changes)}})
-
-
-def pod(phase: str = "Running", attempt: int = 1, **changes: Any) -> Pod:
-    made = Pod("farm", f"porch-abc-{attempt}", "p", phase, T0, assignments=(("porch-abc", attempt),))
-    return replace(made, **changes)
-
-
-def lease(holder: str = "farm/porch-abc/1", at: float = T0) -> Lease:
-    return Lease("fj-x", ("farm", "d0"), holder, at, 1)
-
-
-def port(name: str = "port-1", **changes: Any) -> Instance:
-    made = Instance("akri", name, "ports", {"UDEV_DEVPATH": "/virtual/d0"}, nodes=("node1",))
-    return replace(made, **changes)
-
-
-def listed(boot_id: str = GRANT, endpoint: str = "h:1", measurement: Measurement = NEW, **changes: Any) -> Instance:
-    told = Listing(device("d0").id, measurement, boot_id, endpoint)
-    return replace(Instance("akri", "app-1", "app", {}, token="t", listing=told), **changes)
-
+from tests.unit.planning.model import READY, T0, TARGET, Model, device, job
+from tests.unit.planning.tasks import GRANT, PERMIT, lease, listed, pod, port, reported, task
 
 # --- names, clock
 
@@ -546,64 +485,3 @@ def test_a_deleted_task_is_never_a_success() -> None:
     assert finished(model.job.status)
     assert model.job.status.phase == "Failed"
     assert {c.reason for c in model.job.status.conditions if c.type == "Failed"} == {"TaskMissing"}
-
-
-# --- status of device and job
-
-
-def test_device_status() -> None:
-    d, judged = device("d0"), reported(secureVersion=2, bootCount=5)
-    ending = Ending(Phase.SUCCEEDED, "Proven", "m", True)
-    patch = after(d, judged, ending, 1, None, T0)
-    assert patch is not None
-    assert patch["firmware"]["bootId"] == GRANT
-    assert patch["floors"] == {"securityVersion": 2, "sequence": 21, "bootCount": 5}
-    written = replace(d, status=DeviceStatus.parse(patch))
-    assert after(written, judged, ending, 1, None, T0 + 9) is None, "rule 7"
-    higher = replace(d, status=DeviceStatus.parse({"floors": {"securityVersion": 9, "sequence": 99, "bootCount": 9}}))
-    kept = after(higher, judged, ending, 1, None, T0)
-    assert kept is not None
-    assert kept["floors"] == {"securityVersion": 9, "sequence": 99, "bootCount": 9}, "rule 2"
-    failed = Ending(Phase.FAILED, "MeasurementMismatch", "m")
-    assert set(after(d, judged, failed, 1, None, T0) or {}) == {"outcomes"}
-    assert after(d, judged, failed, 0, None, T0) is None, "rule 1"
-    liar = after(d, judged, Ending(Phase.FAILED, "BootIdMismatch", "m"), 1, None, T0)
-    assert liar is not None
-    assert liar["quarantine"]["task"] == "porch-abc", "rule 5"
-    twin = after(d, reported("Rejected", code="clone.seed"), Ending(Phase.FAILED, "PolicyRejected", "m"), 1, None, T0)
-    assert twin is not None
-    assert (twin["quarantine"]["reason"], twin["boots"]) == ("PolicyRejected", None), "rule 5"
-
-
-def line(n: int, phase: Phase, reason: str = "Proven") -> Line:
-    return Line(f"d{n:03}", f"t{n:03}", phase, reason, f"because {n}", running=not phase.final)
-
-
-@pytest.mark.parametrize(
-    ("phases", "phase", "succeeded", "failed", "reason"),
-    [
-        ([Phase.SUCCEEDED, Phase.SKIPPED], "Succeeded", "True", "False", "AllProven"),
-        ([Phase.SUCCEEDED, Phase.UNPROVEN], "Unproven", "False", "False", "SomeUnproven"),
-        ([Phase.UNPROVEN, Phase.FAILED], "Failed", "False", "True", "PortSilent"),
-        ([Phase.SUCCEEDED, Phase.STARTING], "Running", "False", "False", "InProgress"),
-    ],
-)
-def test_job_status(phases: list[Phase], phase: str, succeeded: str, failed: str, reason: str) -> None:
-    lines = [line(n, p, "PortSilent" if p is Phase.FAILED else "Proven") for n, p in enumerate(phases)]
-    status = render(job(), Situation(READY, len(lines), None, None, lines), T0)
-    by = {c.type: c for c in status.conditions}
-    assert status.phase == phase
-    assert by["Succeeded"].status == succeeded
-    assert by["Failed"].status == failed
-    assert by["Finished"].reason == reason
-    assert by["Stalled"].status == ("True" if phase in ("Unproven", "Failed") else "False")
-
-
-def test_job_status_is_stable_and_bounded() -> None:
-    lines = [line(n, Phase.FAILED, "PortSilent") for n in range(80)]
-    situation = Situation(READY, 80, None, None, lines)
-    first = render(job(), situation, T0)
-    assert len(first.failures) == 50
-    assert first.failures[0].device == "d000"
-    again = render(replace(job(), status=first), situation, T0 + 500)
-    assert again == first

@@ -17,13 +17,13 @@ from attestation.verdict import IssuedNonce, Verdict
 from attestation.verifier import verify
 from flashjob.api.crds import structural_schema
 from flashjob.api.device import Device
-from flashjob.api.quarantine import unix
 from flashjob.cluster.fake import FakeCluster
 from flashjob.cluster.resources import ATTESTATION_POLICIES, DEVICES, FLASHTASKS, Obj
 from flashjob.cluster.structural import problems
 from flashjob.trust.cluster_store import ClusterTrust
 from flashjob.trust.records import read_device
 from flashjob.wire.base import b64url
+from flashjob.wire.clock import seconds
 from tests.clusters import fake_cluster, until
 from tests.objects import device, flashtask, target
 from tests.unit.attestation.world import AUDIENCE, NOW, RING, Minted, digest, policy, rejects
@@ -288,5 +288,5 @@ def test_a_release_ends_only_the_quarantine_that_began_before_it(release: str | 
     if release:
         obj["spec"]["releaseFromQuarantine"] = {"by": "ada", "reason": "examined", "at": release}
     assert list(problems(structural_schema(Device), obj)) == []
-    found = read_device(obj).withheld(unix("2026-01-02T03:04:07Z"))
+    found = read_device(obj).withheld(seconds("2026-01-02T03:04:07Z"))
     assert (found.cause.code if found else "") == quarantined

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times in planning: seconds since the epoch, given by the caller. RFC 3339 only at the edges."""
+"""Times as text, at the edges: everywhere else they are seconds since the epoch, given by the caller."""
 
 from datetime import UTC, datetime
 
