@@ -24,8 +24,11 @@ from typing import Final
 
 from attestation import nonce, verifier
 from attestation.device_http import HttpDevice
+from attestation.device_protocol import DeviceClient
+from attestation.device_serial import SerialDevice
 from attestation.keys import Alg
 from attestation.policy import RootOfTrust
+from attestation.serial_port import open_port
 from firmware_pipeline.esp import builder, otadata, partitions
 from firmware_pipeline.esp.otadata import SlotState
 from flashjob.flasher.fetch import fetch
@@ -37,8 +40,8 @@ from flashjob.virtual import adversaries as evil
 from flashjob.virtual import bootloader
 from flashjob.virtual import faults as broken
 from flashjob.virtual.adversaries import Attest, Behaviour
-from flashjob.virtual.application import Application
-from flashjob.virtual.device import Mode, VirtualDevice
+from flashjob.virtual.application import Application, State
+from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.faults import Fault
 from flashjob.virtual.nvs import Nvs
 from flashjob.virtual.profile import DeviceIdentity, Tier, make_identity
@@ -51,6 +54,8 @@ CHIPS: Final = ("esp32s2", "esp32s3", "esp32c3", "esp32c6", "esp32h2", "esp32p4"
 PATIENCE: Final = Timeouts(boot_seconds=5, attest_seconds=20, write_seconds=60, confirm_seconds=5)
 AT_ONCE: Final = 48
 """Trials of one court. Some only wait for who never answers, and the others fill the time."""
+AT_ONCE_SERIAL: Final = 4
+"""Each has an esptool process."""
 ATTEMPTS: Final = 3
 HEARINGS: Final = 3
 TOLD_EVERY: Final = 250
@@ -205,8 +210,8 @@ class Court:
         self.tally = Tally()
 
     async def hear(self, cases: Sequence[Case], times: int, *, serial: bool = False) -> Tally:
-        """Try each case `times` times, `AT_ONCE` at a time."""
-        places = asyncio.Semaphore(1 if serial else AT_ONCE)
+        """Try each case `times` times, `AT_ONCE` or `AT_ONCE_SERIAL` at a time."""
+        places = asyncio.Semaphore(AT_ONCE_SERIAL if serial else AT_ONCE)
 
         async def one(case: Case) -> None:
             async with places:
@@ -246,7 +251,7 @@ class Court:
             proven = judge.outcome in (Outcome.PROVEN, Outcome.ALREADY_RUNNING)
             if proven and not case.honest and not self._trusting:
                 async with asyncio.timeout(10):
-                    await _rebooted(device)
+                    await _gone_back(device)
                     reason = await _listed(device, judge, now)
             true = _runs(device, release)
         finally:
@@ -378,9 +383,9 @@ def _runs(device: VirtualDevice, release: Release) -> bool:
     return (real.alg, real.value.hex()) in wanted and application.info().slot_state == SlotState.VALID
 
 
-async def _rebooted(device: VirtualDevice) -> None:
-    """Until a device that goes back has done so."""
-    while device.boots < 3 or device.mode is not Mode.RUNNING:
+async def _gone_back(device: VirtualDevice) -> None:
+    """Until a device that means to go back has done so."""
+    while device.application is None or device.application.state is State.REBOOT:
         await asyncio.sleep(0.01)
 
 
@@ -391,14 +396,20 @@ async def _answers(device: VirtualDevice) -> None:
             await asyncio.sleep(0.01)
 
 
+async def _reached(device: VirtualDevice) -> DeviceClient:
+    """As whoever did not update it asks it."""
+    if device.port is not None:
+        return SerialDevice(await open_port(device.port.path))
+    await _answers(device)
+    host, port = device.server.address.split(":")
+    return HttpDevice(host, int(port))
+
+
 async def _listed(device: VirtualDevice, judge: BenchJudge, now: float) -> str:
     """What discovery finds afterwards, on its own: a device is listed only with the measurement it was updated to."""
-    while not device.server.address:
-        await asyncio.sleep(0.01)
     subject, audience = judge.case.subject, b"discovery"
     asked = nonce.issue(KEYS.ring, subject.id, audience, now=int(now), ttl=300, random=secrets.token_bytes(10))
-    host, port = device.server.address.split(":")
-    client = HttpDevice(host, int(port))
+    client = await _reached(device)
     try:
         evidence = await client.attest(asked)
     finally:

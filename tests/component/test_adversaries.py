@@ -39,12 +39,14 @@ async def test_over_a_serial_line(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_each_over_a_serial_line(tmp_path: Path) -> None:
     cases = [case for case in CASES if case.serial]
     verdict_on(await Court(tmp_path, seed=3).hear(cases, 3, serial=True), 3, len(cases))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_thousand_of_each() -> None:
     total = Tally()
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
