@@ -3,7 +3,8 @@
 check them; attestations as bundles.
 
 All bytes are signed first, one after another, since a signer may be a device or a service; what is sent afterwards goes
-out for several subjects at once.
+out for several subjects at once. What they have in common goes before: a registry that is sent a blob twice at a time may
+find it damaged for a moment, and refuse the manifest that names it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,6 +71,7 @@ def sign_all(
         _attach_bundle(store, subject, bundle, SIGN_PREDICATE)
         _attach_simple(store, subject.digest, *simple)
 
+    store.put_blob(Blob.of(EMPTY_JSON))
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="sign") as pool:
         for _ in pool.map(attach, prepared):
             pass

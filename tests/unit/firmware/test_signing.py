@@ -3,6 +3,7 @@
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from firmware_pipeline.config import FirmwareConfig, from_plan
 from firmware_pipeline.errors import Reason
 from firmware_pipeline.layout import LayoutStore
 from firmware_pipeline.oci import (
+    EMPTY_JSON,
     INDEX_TYPE,
     MANIFEST_TYPE,
     Descriptor,
@@ -45,9 +47,9 @@ from firmware_pipeline.signing.keys import (
 from firmware_pipeline.signing.policy import Gathered, VerificationPolicy
 from firmware_pipeline.signing.policy import judge as judge_policy
 from firmware_pipeline.signing.release import load_release_key, mint_release, read_sequence
-from firmware_pipeline.signing.sign import sign
+from firmware_pipeline.signing.sign import sign, sign_all
 from firmware_pipeline.signing.verify import gather
-from firmware_pipeline.store import Blob
+from firmware_pipeline.store import Blob, Progress
 from tests.unit.firmware import builds
 from tests.unit.firmware.builds import refused
 from tests.unit.firmware.hostile_registry import HostileRegistry
@@ -305,6 +307,21 @@ def test_both_signers_of_a_release_may_push_to_a_registry_without_referrers() ->
         candidates = gather(remote, subject.digest)
         assert len(candidates) == 6
         assert len(judge(candidates, subject.digest, trust(P256, ED, P384), 3)) == 3
+
+
+def test_what_several_signatures_have_in_common_is_sent_before_them(tmp_path: Path) -> None:
+    """Distribution's registry empties a link while it writes it anew, and refuses the manifest that is put meanwhile."""
+    sent: list[tuple[str, bool]] = []
+
+    class Watched(LayoutStore):
+        def put_blob(self, blob: Blob, progress: Progress | None = None) -> None:
+            sent.append((blob.digest, threading.current_thread() is threading.main_thread()))
+            super().put_blob(blob, progress)
+
+    store = Watched(tmp_path / "layout", create=True)
+    sign_all(store, [put_index(store, note) for note in ("one", "two", "three")], P256, "x")
+    before = sent[: next(number for number, (_, alone) in enumerate(sent) if not alone)]
+    assert (sha256_digest(EMPTY_JSON), True) in before
 
 
 # ---- keys ------------------------------------------------------------------------------------------------
