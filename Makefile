@@ -40,8 +40,8 @@ fuzz: setup  ## coverage-guided, every parser and the verdict; ARGS="TARGET --se
 		echo "atheris cannot be installed here: the built-in engine takes its place" >&2
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-test-all: lint  ## also what takes long
-	$(PYTEST) -q tests $(ARGS)
+test-all: test  ## also what takes long
+	$(PYTEST) -q -m slow tests $(ARGS)
 
 interop: setup  ## artifacts of ours in the hands of real tools, and theirs in ours; writes docs/interop.md
 	$(BIN)/python -m tests.interop
