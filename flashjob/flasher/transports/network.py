@@ -196,6 +196,7 @@ class NetworkTransport:
                         info = await self._device.info()
                         if good(info):
                             return info
+                        await self._device.close()  # a question on this connection would be lost with the reset to come
                     except DeviceError as error:
                         last = error.message
                         address = await locate() if locate is not None else None
