@@ -14,6 +14,7 @@ Rules:
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Final
 
@@ -21,14 +22,30 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Interruption:
-    """Takes over the signals while it is entered. `number` is the signal that came, 0 while none did."""
+class _Takeover:
+    """Takes over signals while it is entered. `number` is the signal that came, 0 while none did."""
 
     def __init__(self) -> None:
         self.number = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def _take(self, each: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
+        self._before[each] = signal.signal(each, handler)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each, before in self._before.items():
+            signal.signal(each, before)
+
+
+class Interruption(_Takeover):
+    """Rules 1 and 2, while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._task: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._before: dict[signal.Signals, Any] = {}
 
     def watch(self) -> None:
         """Cancel the running task when a signal comes; at once if one came already."""
@@ -52,22 +69,12 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         for each in _SIGNALS:
-            self._before[each] = signal.signal(each, self._came)
+            self._take(each, self._came)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for each, before in self._before.items():
-            signal.signal(each, before)
 
-
-class Termination:
-    """Rule 3, while it is entered. `number` is the signal that came, 0 while none did."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[signal.Signals, Any] = {}
+class Termination(_Takeover):
+    """Rule 3, while it is entered."""
 
     def _came(self, number: int, frame: FrameType | None) -> None:
         self.number = number
@@ -79,11 +86,5 @@ class Termination:
     def __enter__(self) -> "Termination":
         for each in _ENDS:
             if signal.getsignal(each) != signal.SIG_IGN:
-                self._before[each] = signal.signal(each, self._came)
+                self._take(each, self._came)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for each, before in self._before.items():
-            signal.signal(each, before)
