@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
@@ -349,15 +350,15 @@ class TrustDirectory:
             raise Reject(Code.STORE_INVALID, f"{path} exists: devices trust it, it is not replaced")
         files.replace(path, keys.private_to_pem(key))
 
-    def evidence_key(self, new: Callable[[], PrivateKey]) -> PrivateKey:
-        """The key that signs evidence records; made by `new` where there is none, with its public half beside it.
+    def evidence_key(self) -> PrivateKey:
+        """The key that signs evidence records; made where there is none, with its public half beside it.
 
         Raises:
             Reject: it cannot be written, is readable by others, or is not a private key.
         """
         with self._writing():
             if not (self.root / "evidence.key").exists():
-                key = new()
+                key = ec.generate_private_key(ec.SECP256R1())
                 files.replace(self.root / "evidence.pub", keys.to_pem(key.public_key()).encode())
                 files.replace(self.root / "evidence.key", keys.private_to_pem(key))
         return self._private_key("evidence.key")

@@ -61,6 +61,11 @@ class Reappraisal:
     record: Record | None = None
     verdict: Verdict | None = None
 
+    @classmethod
+    def unreadable(cls, reject: Reject, record: Record | None = None) -> "Reappraisal":
+        """Of a record that does not hold."""
+        return cls(Outcome.UNREADABLE, reject.code.value, reject.message, record)
+
 
 def reappraise(
     envelope: bytes, accepted: Iterable[PublicKey], policy: AttestationPolicySpec, *, policy_only: bool = False
@@ -76,12 +81,12 @@ def reappraise(
     try:
         record = evidence.read(envelope, accepted)
     except Reject as reject:
-        return Reappraisal(Outcome.UNREADABLE, reject.code.value, reject.message)
+        return Reappraisal.unreadable(reject)
     try:
         then = verify(record.evidence, record.as_judged())
         now = verify(record.evidence, record.as_judged(policy, policy_only=policy_only))
     except Reject as reject:
-        return Reappraisal(Outcome.UNREADABLE, reject.code.value, reject.message, record)
+        return Reappraisal.unreadable(reject, record)
     said = record.verdict
     if then.accepted and said.code in _WITHHELD:
         if now.accepted:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from rich.text import Text
 
 from attestation import eat
@@ -84,7 +83,7 @@ def keep(
     records = EvidenceStore(folder, create=True)
     payload = record(evidence, context, verdict, verifier=verifier_build(), about=about)
     if payload is not None:
-        records.add(payload, store.evidence_key(lambda: ec.generate_private_key(ec.SECP256R1())))
+        records.add(payload, store.evidence_key())
 
 
 def exit_code(verdict: Verdict) -> Exit:

@@ -90,7 +90,7 @@ def _again(
         if result.record is not None:
             line.require(result.record)
     except Reject as reject:
-        return Reappraisal(Outcome.UNREADABLE, reject.code.value, reject.message)
+        return Reappraisal.unreadable(reject)
     return result
 
 
@@ -99,7 +99,7 @@ def _spoilt(store: EvidenceStore, line: Line) -> Reappraisal | None:
     try:
         store.envelope(line.record)
     except Reject as reject:
-        return Reappraisal(Outcome.UNREADABLE, reject.code.value, reject.message)
+        return Reappraisal.unreadable(reject)
     return None
 
 

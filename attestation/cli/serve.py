@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.cli.common import Trust, open_trust, say, verb
 from attestation.directory import TrustDirectory
@@ -120,9 +119,7 @@ def _records(store: TrustDirectory, folder: Path | None) -> "Records | None":
 
     if folder is None:
         return None
-    return Records(
-        EvidenceStore(folder, create=True), store.evidence_key(lambda: ec.generate_private_key(ec.SECP256R1()))
-    )
+    return Records(EvidenceStore(folder, create=True), store.evidence_key())
 
 
 def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

@@ -17,13 +17,11 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from attestation import release
 from attestation.anchors import Floors
 from attestation.directory import TrustDirectory
 from attestation.errors import Reject
-from attestation.keys import PrivateKey, key_id
+from attestation.keys import key_id
 from attestation.nonce import KeyRing
 from flashjob.api.flashtask import Report, Verdict
 from flashjob.errors import FlashJobError
@@ -53,10 +51,6 @@ from .ruling import Finding, Refused
 from .service import Clock, Conflict, Gathered, Service
 
 log = logging.getLogger(__name__)
-
-
-def _new_key() -> PrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
 
 
 @dataclass(slots=True)
@@ -167,7 +161,7 @@ class BenchJudge:
         self._trust, self._assignment = trust, assignment
         self._cases = BenchCases(trust, assignment)
         keys = Keys(KeyRing(current=0, keys={0: secrets.token_bytes(32)}), trust.grant_key())
-        records = DirectorySink(evidence, trust.evidence_key(_new_key)) if evidence else None
+        records = DirectorySink(evidence, trust.evidence_key()) if evidence else None
         self._service = Service(self._cases, keys, clock or Clock(), BenchSink(trust, records))
 
     @property
