@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The library inside a bare server: two echoes that also make a nonce and a result, and check nothing about the request.
 
-Arguments: trust directory, folder of nonce keys, key of results, and the one device's ueid in hex. Prints its port, ends
-with SIGTERM.
+Arguments: trust directory, folder of nonce keys, key of results, the one device's ueid in hex, the audience of nonces and
+their lifetime in seconds. Prints its port, ends with SIGTERM.
 """
 
 from __future__ import annotations
@@ -25,11 +25,8 @@ from attestation.service.keyring import KeyFiles
 from attestation.service.trust import LiveTrust
 from attestation.verifier import ChainCache
 
-AUDIENCE = "task/1/after"
-LIFETIME_SECONDS = 10
 
-
-async def serve(trust: Path, key_files: KeyFiles, ueid: bytes) -> None:
+async def serve(trust: Path, key_files: KeyFiles, ueid: bytes, audience: str, lifetime: int) -> None:
     """Serve until the process is ended."""
     keys = key_files.read()
     judge = Judge(
@@ -43,11 +40,11 @@ async def serve(trust: Path, key_files: KeyFiles, ueid: bytes) -> None:
     async def issue(request: web.Request) -> web.Response:
         await request.read()
         now, fresh = int(time.time()), os.urandom(nonce.RANDOM_SIZE)
-        made = nonce.issue(keys.ring, ueid, AUDIENCE.encode(), now=now, ttl=LIFETIME_SECONDS, random=fresh)
+        made = nonce.issue(keys.ring, ueid, audience.encode(), now=now, ttl=lifetime, random=fresh)
         return web.Response(body=made)
 
     async def result(request: web.Request) -> web.Response:
-        question = Question(ueid, AUDIENCE, bytes.fromhex(request.headers["Nonce"]))
+        question = Question(ueid, audience, bytes.fromhex(request.headers["Nonce"]))
         made = judge.result(question, await request.read(), keys)
         return web.Response(status=200 if made.verdict.proven_at_tier else 500, body=made.ear)
 
@@ -64,4 +61,5 @@ async def serve(trust: Path, key_files: KeyFiles, ueid: bytes) -> None:
 
 if __name__ == "__main__":
     folder, nonce_keys, ear_key = (Path(given) for given in sys.argv[1:4])
-    asyncio.run(serve(folder, KeyFiles(nonce_keys, ear_key), bytes.fromhex(sys.argv[4])))
+    device, asked_for, seconds = sys.argv[4:]
+    asyncio.run(serve(folder, KeyFiles(nonce_keys, ear_key), bytes.fromhex(device), asked_for, int(seconds)))

@@ -88,7 +88,8 @@ def _program(name: str, *arguments: str) -> Iterator[tuple[int, str]]:
 
 async def _cpu_per_verdict(report: Report, files: Files, device: Device, arguments: Sequence[str]) -> None:
     library = _Library(files, device)
-    bare_arguments = [str(part) for part in (files.trust.root, files.nonce_keys, files.ear_key, device.ueid)]
+    told = (files.trust.root, files.nonce_keys, files.ear_key, device.ueid, AUDIENCE, LIFETIME_SECONDS)
+    bare_arguments = [str(part) for part in told]
     turns: list[_Turn] = []
     for _ in range(STARTS):
         with program(*arguments) as server, _program("_echo.py") as echo, _program("_bare.py", *bare_arguments) as bare:

@@ -14,10 +14,11 @@ import pytest
 from attestation.discovery.details import Transport
 from attestation.discovery.sightings import Pace
 from attestation.serial_port import open_port
+from flashjob.virtual.device import VirtualDevice
 from flashjob.virtual.faults import SilentPort
 
 from .bench import Bench, new_app, old_app, push
-from .discovery_world import World, until
+from .discovery_world import Stream, World, until
 
 
 @pytest.fixture
@@ -118,12 +119,18 @@ async def test_from_permit_to_verdict_the_port_is_left_alone(world: World, tmp_p
     await stream.lists_only(device)
 
 
-async def test_a_port_is_not_opened_at_every_scan(world: World) -> None:
+async def listed(world: World) -> tuple[VirtualDevice, Stream]:
+    """An enrolled device on a port, and the stream that lists it."""
     device = await world.bench.device("porch-1")
     await world.enroll(device, old_app("esp32s3"))
     await world.start()
     stream = world.discover(devices(world))
     await stream.lists_only(device)
+    return device, stream
+
+
+async def test_a_port_is_not_opened_at_every_scan(world: World) -> None:
+    device, stream = await listed(world)
     application = device.application
     assert application is not None
     asked = application._last_attest
@@ -178,11 +185,7 @@ async def test_a_directory_that_cannot_be_read_for_now_changes_nothing(
 
 
 async def test_rule_7_a_shorter_interval_holds_at_once(world: World) -> None:
-    device = await world.bench.device("porch-1")
-    await world.enroll(device, old_app("esp32s3"))
-    await world.start()
-    stream = world.discover(devices(world))
-    await stream.lists_only(device)
+    device, _ = await listed(world)
     (place,) = world.scanner._sightings.values()
     assert place.attestation is not None
     first = place.attestation.at
