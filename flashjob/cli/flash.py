@@ -85,8 +85,8 @@ def flash(
     """Fetch, verify the signature, preflight, write, reboot, attest, confirm: then a verdict, and only then.
 
     Exit codes: 0 proven (or already running, proven); 1 failed; 2 usage; 3 refused before the first byte;
-    4 written, but not provable at the demanded root of trust; 130 stopped by Ctrl-C, 143 by
-    SIGTERM. Of several devices, that of the worst: 1 before 4 before 3 before 0.
+    4 written, but not provable at the demanded root of trust; 130 stopped by Ctrl-C, 143 by SIGTERM.
+    Of several devices, that of the worst: 1 before 4 before 3 before 0.
 
     --json: {"error", "result", "verdict"}. An error says that nothing was begun, or that it was stopped (a result then
     says how far it was); else there is a result, and a verdict if the attempt came to one. Of several devices:
